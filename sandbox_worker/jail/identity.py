@@ -1,0 +1,92 @@
+"""Who the jailed process is: user and group ids, capabilities, no_new_privs, dumpability.
+
+Rules: host uid 0 never enters the jail; ids are dropped before the namespaces are made, because a
+user namespace keeps its creator's uid; every effect is read back, since an outer filter may answer
+"success" without doing anything. See credentials(7), capabilities(7), prctl(2).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from sandbox_worker.jail import linux
+from sandbox_worker.jail.linux import Memory, expect, prctl, require
+
+SANDBOX_ID = 65534
+"""The uid and gid that the jail has outside when the worker was started as root."""
+
+SECUREBITS_LOCKED = 0xEF
+"""No root, no setuid fix-up, no ambient raise, each locked, and keep_caps locked off."""
+
+_CAPABILITY_HEADER = struct.pack("=Ii", 0x20080522, 0)
+_HINT = "An outer sandbox fakes or forbids this call; start the gateway outside it."
+
+
+def become_sandbox_user() -> None:
+    """Give up uid 0; an ordinary user keeps its own ids, which nothing in the jail can use."""
+    if os.getuid() == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(SANDBOX_ID, SANDBOX_ID, SANDBOX_ID)
+            os.setresuid(SANDBOX_ID, SANDBOX_ID, SANDBOX_ID)
+        except OSError as error:
+            raise linux.SandboxUnavailable("identity", error.errno or 0, _HINT) from None
+        expect("identity", not os.getgroups(), _HINT)
+    users, groups = os.getresuid(), os.getresgid()
+    expect("identity", 0 not in users and len(set(users)) == len(set(groups)) == 1, _HINT)
+    # setresuid made the process non-dumpable, and its uid_map would belong to root.
+    prctl(linux.PR_SET_DUMPABLE, 1)
+
+
+def hide() -> None:
+    """Make the process non-dumpable: no ptrace, no reading of its /proc files by the same user."""
+    prctl(linux.PR_SET_DUMPABLE, 0)
+    expect("non-dumpable", prctl(linux.PR_GET_DUMPABLE) == 0, _HINT)
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the parent ends; refuse when it ended before this line.
+
+    Args:
+        parent: the expected parent's pid, as this process's pid namespace shows it (0: outside).
+    """
+    prctl(linux.PR_SET_PDEATHSIG, 9)
+    expect("parent death signal", os.getppid() == parent, "The starting process ended early.")
+
+
+def drop_capabilities(keep: frozenset[int] = frozenset()) -> None:
+    """Give up every capability but `keep`, for good, and lock the way back."""
+    last = -1
+    while True:
+        try:
+            present = prctl(linux.PR_CAPBSET_READ, last + 1)
+        except OSError:
+            break
+        last += 1
+        if present and last not in keep:
+            _try_prctl(linux.PR_CAPBSET_DROP, last)
+            expect("capabilities", prctl(linux.PR_CAPBSET_READ, last) == 0, _HINT)
+    expect("capabilities", last >= 0, _HINT)
+    _try_prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
+    if not keep:
+        _try_prctl(linux.PR_SET_SECUREBITS, SECUREBITS_LOCKED)
+        expect("capabilities", prctl(linux.PR_GET_SECUREBITS) == SECUREBITS_LOCKED, _HINT)
+    mask = sum(1 << number for number in keep)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    wanted = struct.pack("=6I", low, low, 0, high, high, 0)
+    header = Memory(_CAPABILITY_HEADER)
+    require("capabilities", _HINT, linux.CAPSET, header, Memory(wanted))
+    found = Memory(24)
+    require("capabilities", _HINT, linux.CAPGET, Memory(_CAPABILITY_HEADER), found)
+    expect("capabilities", found.read() == wanted, _HINT)
+
+
+def no_new_privileges() -> None:
+    """Set no_new_privs, which Landlock and seccomp require of an unprivileged process."""
+    _try_prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    expect("no_new_privs", prctl(linux.PR_GET_NO_NEW_PRIVS) == 1, _HINT)
+
+
+def _try_prctl(option: int, value: int) -> None:
+    require("capabilities", _HINT, linux.PRCTL, option, value, 0, 0, 0)

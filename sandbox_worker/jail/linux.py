@@ -1,0 +1,141 @@
+"""Raw Linux system calls: the only file that touches `ctypes`.
+
+Rules this file keeps: it decides nothing, it only calls; every failing call raises with its errno;
+calls that the call process makes are prepared beforehand, so that a forked child runs no
+argument conversion and allocates almost nothing. The numbers are those of x86_64; a test compares
+them with `syscalls_x86_64.txt`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+MMAP = 9
+MPROTECT = 10
+CAPGET = 125
+CAPSET = 126
+PIVOT_ROOT = 155
+PRCTL = 157
+MOUNT = 165
+UMOUNT2 = 166
+TIMER_CREATE = 222
+TIMER_SETTIME = 223
+TIMER_GETTIME = 224
+SETHOSTNAME = 170
+UNSHARE = 272
+SIGNALFD4 = 289
+PRLIMIT64 = 302
+SECCOMP = 317
+DUP3 = 292
+CLOSE_RANGE = 436
+LANDLOCK_CREATE_RULESET = 444
+LANDLOCK_ADD_RULE = 445
+LANDLOCK_RESTRICT_SELF = 446
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_GET_DUMPABLE = 3
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_GET_SECUREBITS = 27
+PR_SET_SECUREBITS = 28
+PR_SET_NO_NEW_PRIVS = 38
+PR_GET_NO_NEW_PRIVS = 39
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+PR_SET_SPECULATION_CTRL = 53
+
+# PyDLL keeps the interpreter lock: the zygote has one thread, and releasing costs a fault.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+class SandboxUnavailable(Exception):  # noqa: N818  The name is part of the design's contract.
+    """The sandbox cannot be built here, or a step of it claimed to work and did not.
+
+    Args:
+        feature: what is missing, in the words of the documentation ("landlock", "user namespaces").
+        errno: the kernel's error number, or 0 where the call succeeded without its effect.
+        hint: one sentence that says what to change on the machine.
+    """
+
+    def __init__(self, feature: str, errno: int, hint: str) -> None:
+        super().__init__(f"{feature}: {os.strerror(errno) if errno else 'no effect'}. {hint}")
+        self.feature = feature
+        self.errno = errno
+        self.hint = hint
+
+
+class Memory:
+    """Bytes at a fixed address, for arguments that the kernel reads or fills."""
+
+    __slots__ = ("address", "buffer", "keep")
+
+    def __init__(self, content: bytes | int, keep: Memory | None = None) -> None:
+        """Hold `content`, or that many zero bytes; `keep` is memory that `content` points to."""
+        size = content if isinstance(content, int) else len(content)
+        self.buffer = ctypes.create_string_buffer(content, size)
+        self.address = ctypes.addressof(self.buffer)
+        self.keep = keep
+
+    def read(self) -> bytes:
+        """What the memory holds now."""
+        return self.buffer.raw
+
+
+class Prepared:
+    """One system call with its arguments already converted; run it with `invoke`."""
+
+    __slots__ = ("arguments", "keep")
+
+    def __init__(self, number: int, *arguments: int | Memory) -> None:
+        self.keep = arguments
+        self.arguments = tuple(
+            ctypes.c_long(word.address if isinstance(word, Memory) else word)
+            for word in (number, *arguments)
+        )
+
+
+def invoke(prepared: Prepared) -> int:
+    """Run a prepared call and return what the kernel returned; -1 means failure."""
+    result: int = _syscall(*prepared.arguments)
+    return result
+
+
+def last_errno() -> int:
+    """The errno of the last failed `invoke`."""
+    return ctypes.get_errno()
+
+
+def call(number: int, *arguments: int | Memory) -> int:
+    """Make one system call; arguments are integers or `Memory`, passed by address.
+
+    Raises:
+        OSError: with the kernel's errno.
+    """
+    result = invoke(Prepared(number, *arguments))
+    if result < 0:
+        errno = last_errno()
+        raise OSError(errno, os.strerror(errno))
+    return result
+
+
+def prctl(option: int, value: int = 0, other: int = 0) -> int:
+    """prctl(2), with zeros for the arguments not given."""
+    return call(PRCTL, option, value, other, 0, 0)
+
+
+def require(feature: str, hint: str, number: int, *arguments: int | Memory) -> int:
+    """Like `call`, but a failure is a `SandboxUnavailable` that names the feature."""
+    try:
+        return call(number, *arguments)
+    except OSError as error:
+        raise SandboxUnavailable(feature, error.errno or 0, hint) from None
+
+
+def expect(feature: str, effect: bool, hint: str) -> None:
+    """Refuse a step that reported success and had no effect."""
+    if not effect:
+        raise SandboxUnavailable(feature, 0, hint)

@@ -1,0 +1,52 @@
+"""The empty root: a read-only tmpfs without one file, and everything else detached.
+
+Rules: propagation is cut first, so nothing reaches the host; the old root is detached, not hidden;
+the new root is read back as empty, read-only and without /proc. See mount_namespaces(7),
+pivot_root(2), tmpfs(5).
+"""
+
+from __future__ import annotations
+
+import os
+
+from sandbox_worker.jail import linux
+from sandbox_worker.jail.linux import Memory, expect, require
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MNT_DETACH = 0x2
+
+_HINT = "Mounting in a user namespace is refused; allow it in AppArmor or the container's profile."
+_LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC
+
+
+def enter_empty_root() -> None:
+    """Replace the whole file system by an empty read-only directory."""
+    here, root = _text("."), _text("/")
+    require("mount namespace", _HINT, linux.MOUNT, 0, root, 0, MS_REC | MS_PRIVATE, 0)
+    # /proc is the one directory that is certain to exist: the earlier steps needed it.
+    place, kind = _text("/proc"), _text("tmpfs")
+    options = _text("size=4k,nr_inodes=1,mode=0555")
+    require("mount namespace", _HINT, linux.MOUNT, kind, place, kind, _LOCKED, options)
+    os.chdir("/proc")
+    require("pivot_root", _HINT, linux.PIVOT_ROOT, here, here)
+    # The old root now lies over the new one at the same place; detaching uncovers the new one.
+    require("pivot_root", _HINT, linux.UMOUNT2, here, MNT_DETACH)
+    os.chdir("/")
+    require(
+        "read-only root", _HINT, linux.MOUNT, 0, root, 0,
+        MS_REMOUNT | MS_BIND | MS_RDONLY | _LOCKED, 0,
+    )  # fmt: skip
+    expect("empty root", os.listdir("/") == [] == os.listdir(".."), _HINT)
+    expect("empty root", not os.path.lexists("/proc"), _HINT)
+    expect("read-only root", bool(os.statvfs("/").f_flag & os.ST_RDONLY), _HINT)
+
+
+def _text(path: str) -> Memory:
+    return Memory(path.encode() + b"\0")

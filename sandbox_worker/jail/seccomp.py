@@ -1,0 +1,34 @@
+"""Put a system call filter on this process. The filters themselves come from `policy.py`.
+
+Rules: filters are installed last and only add up (the most severe action of all filters wins);
+installing is checked by a call that the filter must refuse, made by whoever installed it. The
+zygote receives programs as bytes and never imports the table. See seccomp(2).
+"""
+
+from __future__ import annotations
+
+import struct
+
+from sandbox_worker.jail import linux
+from sandbox_worker.jail.linux import Memory, Prepared, require
+
+ALL_THREADS = 1
+"""SECCOMP_FILTER_FLAG_TSYNC: the filter reaches every thread of the process."""
+
+_SET_MODE_FILTER = 1
+_HINT = "The kernel needs CONFIG_SECCOMP_FILTER, and an outer sandbox must allow seccomp(2)."
+
+
+def install(program: bytes, flags: int = 0) -> None:
+    """Install a program of whole 8-byte instructions. Needs no_new_privs."""
+    require("seccomp", _HINT, linux.SECCOMP, _SET_MODE_FILTER, flags, _sock_fprog(program))
+
+
+def prepared_install(program: bytes) -> Prepared:
+    """The same for a call process, prepared."""
+    return Prepared(linux.SECCOMP, _SET_MODE_FILTER, 0, _sock_fprog(program))
+
+
+def _sock_fprog(program: bytes) -> Memory:
+    code = Memory(program)
+    return Memory(struct.pack("=H6xQ", len(program) // 8, code.address), keep=code)
