@@ -1,0 +1,165 @@
+"""Canonical JSON: one spelling per value (RFC 8785), checked and never repaired.
+
+Rules this file keeps:
+- What arrives is decoded, encoded again in canonical form and compared. Equal is accepted. That
+  excludes
+  duplicate keys, NaN, extra spaces, other number spellings and other key orders in one step.
+- The fast encoder (msgspec, sorted keys) equals RFC 8785 for documents without floats, integers of
+  16
+  digits or more, and characters beyond the basic plane. A document that may hold one of these is
+  found first and goes through `rfc8785`, within a smaller size.
+- Nesting is bounded before anything is decoded.
+
+It leaves to the callers which refusal code an `InvalidJson` becomes. Source: RFC 8785; RFC 7493.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import msgspec
+import rfc8785
+
+from schemas.names import JSON_BYTES_MAX, JSON_DEPTH_MAX, JSON_SLOW_BYTES_MAX
+
+JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+JsonProblem = Literal["json_not_canonical", "json_too_large", "json_too_deep"]
+
+_CLASSES: Final = bytes(
+    ord("0") if chr(byte).isdecimal() and byte < 128 else 0xFF if byte >= 0xF0 else byte
+    for byte in range(256)
+)
+"""Maps every digit to 0 and every first byte of an astral character to 0xFF, for two quick
+scans."""
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
+
+
+class InvalidJson(ValueError):
+    """The bytes are not one acceptable JSON document; `problem` is the refusal code that says
+    why."""
+
+    def __init__(self, problem: JsonProblem, sentence: str) -> None:
+        """Remember which rule was broken and the sentence for a person."""
+        super().__init__(sentence)
+        self.problem: JsonProblem = problem
+
+
+class _FloatSeenError(Exception):
+    """Raised by the float hook to leave the fast path."""
+
+
+def _float_seen(_text: str) -> float:
+    raise _FloatSeenError
+
+
+_fast_decoder: Final = msgspec.json.Decoder(float_hook=_float_seen)
+_fast_encoder: Final = msgspec.json.Encoder(order="sorted")
+
+
+def canonical_bytes(value: object) -> bytes:
+    """Write a value in its one RFC 8785 spelling.
+
+    Args:
+        value: None, bool, int within 53 bits, finite float, str, list, tuple or dict with str keys;
+            msgspec Structs are turned into dicts first.
+
+    Returns:
+        UTF-8 bytes.
+
+    Raises:
+        InvalidJson: the value has no canonical spelling.
+    """
+    try:
+        return rfc8785.dumps(msgspec.to_builtins(value))
+    except (rfc8785.CanonicalizationError, TypeError, RecursionError, UnicodeEncodeError) as error:
+        raise InvalidJson(
+            "json_not_canonical", f"the value has no canonical form: {error}"
+        ) from None
+
+
+def struct_bytes(value: msgspec.Struct | Mapping[str, str]) -> bytes:
+    """Write one of our own structs (ASCII keys, no floats) canonically, by the fast encoder."""
+    return _fast_encoder.encode(value)
+
+
+def _needs_slow_path(data: bytes) -> bool:
+    """Say whether the bytes hold 16 digits in a row or a character beyond the basic plane."""
+    classes = data.translate(_CLASSES)
+    return b"0000000000000000" in classes or b"\xff" in classes
+
+
+def _check_depth(data: bytes, depth_max: int) -> None:
+    """Refuse nesting beyond the bound, by deleting innermost pairs of brackets round by round."""
+    if data.count(b"[") + data.count(b"{") <= depth_max:
+        return
+    if b"\\" in data:
+        brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
+    else:
+        # Without escapes every second piece between quotes lies outside the strings.
+        brackets = b"".join(data.translate(None, _NOT_STRUCTURE).split(b'"')[::2])
+    for _ in range(depth_max):
+        length = len(brackets)
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if not brackets:
+            return
+        if len(brackets) == length:
+            break
+    raise InvalidJson("json_too_deep", f"the document is nested deeper than {depth_max} levels")
+
+
+def check_canonical(
+    data: bytes,
+    *,
+    bytes_max: int = JSON_BYTES_MAX,
+    slow_bytes_max: int = JSON_SLOW_BYTES_MAX,
+    depth_max: int = JSON_DEPTH_MAX,
+) -> None:
+    """Accept exactly the RFC 8785 spelling of one JSON document.
+
+    Args:
+        data: the document's bytes.
+        bytes_max: largest document, in bytes.
+        slow_bytes_max: largest document that may hold floats, long integers or astral characters.
+        depth_max: deepest nesting, in levels.
+
+    Raises:
+        InvalidJson: with the refusal code of the first rule that is broken.
+    """
+    if len(data) > bytes_max:
+        raise InvalidJson(
+            "json_too_large", f"the document has {len(data)} bytes, allowed are {bytes_max}"
+        )
+    _check_depth(data, depth_max)
+    try:
+        if not _needs_slow_path(data):
+            try:
+                canonical = _fast_encoder.encode(_fast_decoder.decode(data))
+            except _FloatSeenError:
+                canonical = _slow_canonical(data, slow_bytes_max)
+        else:
+            canonical = _slow_canonical(data, slow_bytes_max)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidJson("json_not_canonical", f"the bytes are not JSON: {error}") from None
+    if canonical != data:
+        raise InvalidJson("json_not_canonical", _first_difference(data, canonical))
+
+
+def _slow_canonical(data: bytes, slow_bytes_max: int) -> bytes:
+    if len(data) > slow_bytes_max:
+        raise InvalidJson(
+            "json_too_large",
+            f"a document with floats, long integers or astral characters may have {slow_bytes_max} "
+            f"bytes, this one has {len(data)}",
+        )
+    return canonical_bytes(msgspec.json.decode(data))
+
+
+def _first_difference(data: bytes, canonical: bytes) -> str:
+    length = min(len(data), len(canonical))
+    at = next((i for i in range(length) if data[i] != canonical[i]), length)
+    found, expected = data[at : at + 20], canonical[at : at + 20]
+    return f"at byte {at}: found {found!r}, canonical would be {expected!r}"

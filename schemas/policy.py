@@ -1,0 +1,66 @@
+"""`policy.toml`: what an operator allows plugins, and within which bounds.
+
+Rules this file keeps: everything absent is refused; unknown lines are refused. The digest of the
+policy is that of its RFC 8785 bytes, so comments and order do not matter.
+
+It leaves the decision itself to `broker.policy`, the one function that register, dispatch and audit
+ask.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from schemas.names import CapabilityName, Count, ModuleName, Name
+
+PluginGlob = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9*?-]+$(?!\n)")]
+
+
+class GrantRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The capabilities that plugins matching one glob may have."""
+
+    capabilities: Annotated[tuple[CapabilityName, ...], Meta(max_length=64)] = ()
+
+
+class LimitMaxima(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The largest limits a manifest may declare."""
+
+    cpu_ms_max: Count = 60_000
+    wall_ms_max: Count = 120_000
+    memory_mb_max: Count = 1024
+    output_bytes_max: Count = 1_048_576
+    concurrency_max: Count = 16
+    timeout_ms_max: Count = 120_000
+
+
+class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one client key may use; 0 means no quota of that kind. Windows are in ms."""
+
+    in_flight_max: Count = 256
+    calls_per_second_max: Count = 0
+    queued_max: Count = 256
+    cpu_ms_per_window_max: Count = 0
+    output_bytes_per_window_max: Count = 0
+    window_ms: Annotated[int, Meta(ge=100, le=86_400_000)] = 60_000
+
+
+class ModuleRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Modules beyond the vetted standard ones that plugins may import, by plugin glob."""
+
+    allowed: Annotated[dict[PluginGlob, tuple[ModuleName, ...]], Meta(max_length=256)] = {}
+    packages: Annotated[dict[PluginGlob, str], Meta(max_length=256)] = {}
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of `policy.toml`. `roots` names folders that `fs.read:NAME` may open."""
+
+    grants: Annotated[dict[PluginGlob, GrantRule], Meta(max_length=1024)] = {}
+    roots: Annotated[dict[Name, str], Meta(max_length=64)] = {}
+    limits: LimitMaxima = LimitMaxima()
+    quotas: Quotas = Quotas()
+    modules: ModuleRules = ModuleRules()
+    conformance_required: bool = False
+    operators_required: Annotated[int, Meta(ge=1, le=16)] = 1
