@@ -56,7 +56,7 @@ def _float_seen(_text: str) -> float:
     raise _FloatSeenError
 
 
-_fast_decoder: Final = msgspec.json.Decoder(float_hook=_float_seen)
+_fast_decoder: Final[msgspec.json.Decoder[JsonValue]] = msgspec.json.Decoder(float_hook=_float_seen)
 _fast_encoder: Final = msgspec.json.Encoder(order="sorted")
 
 
@@ -117,7 +117,7 @@ def check_canonical(
     bytes_max: int = JSON_BYTES_MAX,
     slow_bytes_max: int = JSON_SLOW_BYTES_MAX,
     depth_max: int = JSON_DEPTH_MAX,
-) -> None:
+) -> JsonValue:
     """Accept exactly the RFC 8785 spelling of one JSON document.
 
     Args:
@@ -125,6 +125,9 @@ def check_canonical(
         bytes_max: largest document, in bytes.
         slow_bytes_max: largest document that may hold floats, long integers or astral characters.
         depth_max: deepest nesting, in levels.
+
+    Returns:
+        The decoded document, so that a validator need not decode it again.
 
     Raises:
         InvalidJson: with the refusal code of the first rule that is broken.
@@ -137,25 +140,28 @@ def check_canonical(
     try:
         if not _needs_slow_path(data):
             try:
-                canonical = _fast_encoder.encode(_fast_decoder.decode(data))
+                value = _fast_decoder.decode(data)
+                canonical = _fast_encoder.encode(value)
             except _FloatSeenError:
-                canonical = _slow_canonical(data, slow_bytes_max)
+                value, canonical = _slow_canonical(data, slow_bytes_max)
         else:
-            canonical = _slow_canonical(data, slow_bytes_max)
+            value, canonical = _slow_canonical(data, slow_bytes_max)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidJson("json_not_canonical", f"the bytes are not JSON: {error}") from None
     if canonical != data:
         raise InvalidJson("json_not_canonical", _first_difference(data, canonical))
+    return value
 
 
-def _slow_canonical(data: bytes, slow_bytes_max: int) -> bytes:
+def _slow_canonical(data: bytes, slow_bytes_max: int) -> tuple[JsonValue, bytes]:
     if len(data) > slow_bytes_max:
         raise InvalidJson(
             "json_too_large",
             f"a document with floats, long integers or astral characters may have {slow_bytes_max} "
             f"bytes, this one has {len(data)}",
         )
-    return canonical_bytes(msgspec.json.decode(data))
+    value: JsonValue = msgspec.json.decode(data)
+    return value, canonical_bytes(value)
 
 
 def _first_difference(data: bytes, canonical: bytes) -> str:

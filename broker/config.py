@@ -1,0 +1,91 @@
+"""`gateway.toml`: how this gateway runs. Every line has a type, a unit and a default.
+
+Rules this file keeps: unknown lines are refused with their path; a number's unit is the last part
+of its name; no secret stands in the file, only paths. It leaves reading, origins and environment to
+`broker.home`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from schemas.names import Domain, Durability, PluginId
+
+Positive = Annotated[int, Meta(ge=1, le=2**53 - 1)]
+
+
+class FrontConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One front's socket. An empty `endpoint` means an ipc socket in the run directory."""
+
+    endpoint: Annotated[str, Meta(max_length=200)] = ""
+    high_water_mark: Positive = 1000
+    connections_max: Positive = 256
+
+
+class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of the broker as a whole."""
+
+    in_flight_max: Positive = 256
+    request_window: Positive = 1_000_000
+    request_window_ms: Positive = 86_400_000
+    bad_frames_per_s_max: Positive = 20
+    worker_violations_max: Positive = 1
+    workers_max: Positive = 64
+
+
+class TimesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Every time the broker waits, in ms."""
+
+    reply_margin_ms: Positive = 50
+    start_ms: Positive = 10_000
+    drain_ms: Positive = 10_000
+    flush_ms_max: Positive = 10_000
+    ping_interval_ms: Positive = 2_000
+    ping_silence_ms: Positive = 10_000
+    idle_worker_ms: Positive = 300_000
+    backoff_ms_min: Positive = 100
+    backoff_ms_max: Positive = 30_000
+
+
+class WorkersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How workers are started and replaced; plugins in `external` are started by an operator."""
+
+    external: Annotated[tuple[PluginId, ...], Meta(max_length=256)] = ()
+    crash_loop_max: Positive = 5
+    calls_max: Positive = 10_000
+    minutes_max: Positive = 60
+    pool_size: Annotated[int, Meta(ge=1, le=64)] = 4
+
+
+class LedgerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the ledger is kept. An empty `anchor` means the home's own anchor directory."""
+
+    durability: Durability = "power"
+    anchor: Annotated[str, Meta(max_length=4096)] = ""
+    checkpoint_interval_ms: Positive = 1_000
+    checkpoint_events: Positive = 4_096
+
+
+class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What goes to stderr; the ledger is the record, this is not."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "text"] = "auto"
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of `gateway.toml`."""
+
+    format: Literal["omega-gateway-config/1"]
+    domain: Domain
+    log_id: str
+    omega: FrontConfig = FrontConfig()
+    admin: FrontConfig = FrontConfig(high_water_mark=100, connections_max=64)
+    limits: LimitsConfig = LimitsConfig()
+    times: TimesConfig = TimesConfig()
+    workers: WorkersConfig = WorkersConfig()
+    ledger: LedgerConfig = LedgerConfig()
+    log: LogConfig = LogConfig()

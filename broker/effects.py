@@ -1,0 +1,105 @@
+"""What the core may ask the shell to do, and from whom a frame came.
+
+Rules this file keeps: effects are values; only `broker.gateway` performs them, in order. A `Send`
+leaves only after the turn's commit. With `receipt`, the reply carries the position of the `Append`
+right before it in the same list.
+
+It leaves performing to `broker.gateway` and deciding to `broker.core`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from schemas.events import EventFields
+from schemas.launch import LaunchDocument
+from schemas.messages import Reply, ToWorker
+
+Front = Literal["front.omega", "front.admin"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who sent a frame: the front it came through, the key that ZAP named, and the way back.
+
+    `route` is the routing id of the connection: opaque, never logged, never echoed, never trusted.
+    """
+
+    front: Front
+    key_id: str
+    route: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Put one event into the ledger."""
+
+    fields: EventFields
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a reply to a client once the turn is durable."""
+
+    to: Origin
+    message: Reply
+    receipt: bool = False
+    known_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Send a message to one worker once the turn is durable."""
+
+    incarnation: str
+    message: ToWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start one worker; the shell makes its keys and endpoint and fills the document in."""
+
+    incarnation: str
+    plugin: str
+    version: str
+    bundle_sha256: str
+    document: LaunchDocument
+    launcher: Literal["local", "external"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End one worker at once and close its socket."""
+
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreBundle:
+    """Keep a bundle's bytes under their digest, durable before the turn's commit."""
+
+    bundle_sha256: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Answer a read of the ledger: the shell asks the ledger after the turn's commit."""
+
+    to: Origin
+    request_id: str
+    query: Literal["head", "prove", "prove_consistency", "show_request"]
+    number: int = 0
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetKeys:
+    """Admit exactly these public keys (Z85) on one front from now on."""
+
+    front: Front
+    keys: dict[str, str]
+
+
+Effect = Append | Send | Order | Spawn | Kill | StoreBundle | Evidence | SetKeys
