@@ -1,0 +1,218 @@
+"""Layer 1: which plugins and versions there are and what state they are in: a fold of the ledger.
+
+Rules this file keeps: the only way in is `apply`, one event at a time, whether the event is years
+old or was appended a moment ago; so a restart sees exactly what was durable. Events that do not
+concern the inventory change nothing. Versions only rise.
+
+It leaves bundles' contents to `broker.trust` and decisions to `broker.core`.
+Source: specification section 6, layer 1; docs/LEDGER.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from broker.lifecycle import VERSION, VersionEvent, VersionState
+from broker.trust.versions import is_higher
+from schemas.events import (
+    Event,
+    EventFields,
+    GrantChange,
+    InvokeAccept,
+    InvokeEnd,
+    KeyChange,
+    PluginDisable,
+    PluginEnable,
+    PluginQuarantine,
+    PluginRegister,
+    PolicyChange,
+    Revoke,
+    TrustChange,
+)
+
+
+@dataclass(slots=True)
+class VersionRecord:
+    """One registered version."""
+
+    plugin: str
+    version: str
+    state: VersionState
+    bundle_sha256: str
+    manifest_sha256: str
+    publisher: str
+    signing_keys: tuple[str, ...]
+    api_version: str
+    registered_seq: int
+
+
+@dataclass(slots=True)
+class PluginRecord:
+    """One plugin with all its versions; `highest` only rises."""
+
+    plugin: str
+    versions: dict[str, VersionRecord] = field(default_factory=dict)
+    highest: str = ""
+    enabled: str | None = None
+    grants: set[str] = field(default_factory=set)
+
+
+class Inventory:
+    """The fold. `apply` is its only way to change."""
+
+    def __init__(self) -> None:
+        """Begin with nothing: the state before the first event."""
+        self.plugins: dict[str, PluginRecord] = {}
+        self.bundles: set[str] = set()
+        self.revoked_keys: set[str] = set()
+        self.open_invocations: dict[str, str] = {}
+        self.trust_version = 0
+        self.trust_sha256 = ""
+        self.policy_sha256 = ""
+        self._handlers: dict[type[EventFields], Callable[..., None]] = {
+            PluginRegister: self._register,
+            PluginEnable: self._enable,
+            PluginDisable: self._disable,
+            PluginQuarantine: self._quarantine,
+            GrantChange: self._grant,
+            Revoke: self._revoke,
+            KeyChange: self._key,
+            TrustChange: self._trust,
+            PolicyChange: self._policy,
+            InvokeAccept: self._accept,
+            InvokeEnd: self._end,
+        }
+
+    def apply(self, fields: EventFields, seq: int) -> None:
+        """Take one event in.
+
+        Args:
+            fields: the event's variable part.
+            seq: its position in the ledger.
+        """
+        handler = self._handlers.get(type(fields))
+        if handler is not None:
+            handler(fields, seq)
+
+    @classmethod
+    def fold(cls, events: Iterator[Event]) -> Inventory:
+        """Build the inventory from a ledger's events, oldest first."""
+        inventory = cls()
+        for event in events:
+            inventory.apply(event.fields, event.seq)
+        return inventory
+
+    def record(self, plugin: str, version: str) -> VersionRecord | None:
+        """Find one version, or None."""
+        record = self.plugins.get(plugin)
+        return None if record is None else record.versions.get(version)
+
+    def enabled(self, plugin: str) -> VersionRecord | None:
+        """Find the version that serves new calls, or None."""
+        record = self.plugins.get(plugin)
+        if record is None or record.enabled is None:
+            return None
+        return record.versions[record.enabled]
+
+    def may(self, record: VersionRecord, event: VersionEvent) -> bool:
+        """Say whether the table allows this change of a version."""
+        return (record.state, event) in VERSION
+
+    def digest(self) -> str:
+        """Give the SHA-256 of the folded state in its one spelling, for `state.snapshot`."""
+        state = {
+            plugin: {
+                "enabled": record.enabled or "",
+                "highest": record.highest,
+                "grants": sorted(record.grants),
+                "versions": {
+                    version: [entry.state, entry.bundle_sha256, entry.manifest_sha256]
+                    for version, entry in record.versions.items()
+                },
+            }
+            for plugin, record in self.plugins.items()
+        }
+        text = msgspec.json.encode(
+            {"plugins": state, "revoked_keys": sorted(self.revoked_keys)}, order="sorted"
+        )
+        return hashlib.sha256(text).hexdigest()
+
+    # --- one method for each kind of event
+    # -----------------------------------------------------------
+
+    def _register(self, fields: PluginRegister, seq: int) -> None:
+        record = self.plugins.setdefault(fields.plugin, PluginRecord(fields.plugin))
+        record.versions[fields.version] = VersionRecord(
+            plugin=fields.plugin,
+            version=fields.version,
+            state="registered",
+            bundle_sha256=fields.bundle_sha256,
+            manifest_sha256=fields.manifest_sha256,
+            publisher=fields.publisher,
+            signing_keys=fields.signing_keys,
+            api_version=fields.api_version,
+            registered_seq=seq,
+        )
+        self.bundles.add(fields.bundle_sha256)
+        if not record.highest or is_higher(fields.version, record.highest):
+            record.highest = fields.version
+
+    def _change(self, plugin: str, version: str, event: VersionEvent) -> None:
+        record = self.plugins[plugin]
+        entry = record.versions[version]
+        entry.state = VERSION[entry.state, event]
+        if entry.state == "enabled":
+            record.enabled = version
+        elif record.enabled == version:
+            record.enabled = None
+
+    def _enable(self, fields: PluginEnable, _seq: int) -> None:
+        if fields.previous is not None:
+            self._change(fields.plugin, fields.previous, "supersede")
+        self._change(fields.plugin, fields.version, "enable")
+
+    def _disable(self, fields: PluginDisable, _seq: int) -> None:
+        if fields.version is not None:
+            self._change(fields.plugin, fields.version, "disable")
+
+    def _quarantine(self, fields: PluginQuarantine, _seq: int) -> None:
+        self._change(fields.plugin, fields.version, "quarantine")
+
+    def _grant(self, fields: GrantChange, _seq: int) -> None:
+        record = self.plugins.setdefault(fields.plugin, PluginRecord(fields.plugin))
+        if fields.action == "granted":
+            record.grants.add(fields.capability)
+        else:
+            record.grants.discard(fields.capability)
+
+    def _revoke(self, fields: Revoke, _seq: int) -> None:
+        if fields.kind == "plugin_version":
+            plugin, _, version = fields.id.partition("@")
+            self._change(plugin, version, "revoke")
+        elif fields.kind == "grant":
+            plugin, _, capability = fields.id.partition(" ")
+            self.plugins[plugin].grants.discard(capability)
+        else:
+            self.revoked_keys.add(fields.id)
+
+    def _key(self, fields: KeyChange, _seq: int) -> None:
+        if fields.action == "revoked":
+            self.revoked_keys.add(fields.key_id)
+
+    def _trust(self, fields: TrustChange, _seq: int) -> None:
+        self.trust_version, self.trust_sha256 = fields.version, fields.sha256
+
+    def _policy(self, fields: PolicyChange, _seq: int) -> None:
+        self.policy_sha256 = fields.sha256
+
+    def _accept(self, fields: InvokeAccept, _seq: int) -> None:
+        self.open_invocations[fields.request_id] = fields.peer
+
+    def _end(self, fields: InvokeEnd, _seq: int) -> None:
+        self.open_invocations.pop(fields.request_id, None)
+
+

@@ -1,0 +1,137 @@
+"""Legality as tables: what may follow what, and who may ask for what. Absent means refused.
+
+Rules this file keeps: a transition is looked up, never computed; a missing entry changes nothing
+and is the refusal; every cell is reached by the simulation. The architecture page draws its
+diagrams from here.
+
+It leaves what a transition does to `broker.core`. Source: specification sections 4 and 7; the race
+table of docs/WIRE.md.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from schemas.names import Role
+
+# --- One invocation
+# ----------------------------------------------------------------------------------
+
+CallState = Literal["queued", "dispatched", "running", "ended"]
+CallEvent = Literal[
+    "dispatch", "progress", "result", "failure", "cancel", "deadline", "revoke", "worker_lost",
+    "abandon",
+]
+
+CALL: Final[dict[tuple[CallState, CallEvent], CallState]] = {
+    ("queued", "dispatch"): "dispatched",
+    ("queued", "cancel"): "ended",
+    ("queued", "deadline"): "ended",
+    ("queued", "revoke"): "ended",
+    ("queued", "worker_lost"): "ended",
+    ("queued", "abandon"): "ended",
+    ("dispatched", "progress"): "running",
+    ("dispatched", "result"): "ended",
+    ("dispatched", "failure"): "ended",
+    ("dispatched", "cancel"): "ended",
+    ("dispatched", "deadline"): "ended",
+    ("dispatched", "revoke"): "ended",
+    ("dispatched", "worker_lost"): "ended",
+    ("dispatched", "abandon"): "ended",
+    ("running", "progress"): "running",
+    ("running", "result"): "ended",
+    ("running", "failure"): "ended",
+    ("running", "cancel"): "ended",
+    ("running", "deadline"): "ended",
+    ("running", "revoke"): "ended",
+    ("running", "worker_lost"): "ended",
+    ("running", "abandon"): "ended",
+}
+"""The first end that is committed wins: nothing leaves `ended`."""
+
+# --- One incarnation of a worker
+# ---------------------------------------------------------------------
+
+WorkerState = Literal["starting", "probing", "ready", "draining", "gone"]
+WorkerEvent = Literal[
+    "attested", "witnessed", "run", "drain", "recycle", "bye", "exit", "kill", "start_failed",
+]
+
+WORKER: Final[dict[tuple[WorkerState, WorkerEvent], WorkerState]] = {
+    ("starting", "attested"): "probing",
+    ("starting", "bye"): "gone",
+    ("starting", "exit"): "gone",
+    ("starting", "kill"): "gone",
+    ("starting", "start_failed"): "gone",
+    ("probing", "witnessed"): "ready",
+    ("probing", "bye"): "gone",
+    ("probing", "exit"): "gone",
+    ("probing", "kill"): "gone",
+    ("ready", "run"): "ready",
+    ("ready", "drain"): "draining",
+    ("ready", "recycle"): "draining",
+    ("ready", "bye"): "gone",
+    ("ready", "exit"): "gone",
+    ("ready", "kill"): "gone",
+    ("draining", "bye"): "gone",
+    ("draining", "exit"): "gone",
+    ("draining", "kill"): "gone",
+}
+"""A worker is given calls only while `ready`; nobody comes back from `gone`."""
+
+# --- One registered version of a plugin
+# --------------------------------------------------------------
+
+VersionState = Literal["registered", "enabled", "disabled", "quarantined", "revoked"]
+VersionEvent = Literal["enable", "disable", "supersede", "quarantine", "revoke"]
+
+VERSION: Final[dict[tuple[VersionState, VersionEvent], VersionState]] = {
+    ("registered", "enable"): "enabled",
+    ("registered", "quarantine"): "quarantined",
+    ("registered", "revoke"): "revoked",
+    ("enabled", "disable"): "disabled",
+    ("enabled", "supersede"): "disabled",
+    ("enabled", "quarantine"): "quarantined",
+    ("enabled", "revoke"): "revoked",
+    ("disabled", "enable"): "enabled",
+    ("disabled", "quarantine"): "quarantined",
+    ("disabled", "revoke"): "revoked",
+    ("quarantined", "revoke"): "revoked",
+}
+"""What was quarantined or revoked never serves again."""
+
+# --- The gateway
+# -------------------------------------------------------------------------------------
+
+GatewayState = Literal["serving", "draining", "stopped"]
+GatewayEvent = Literal["accept", "drain", "stop"]
+
+GATEWAY: Final[dict[tuple[GatewayState, GatewayEvent], GatewayState]] = {
+    ("serving", "accept"): "serving",
+    ("serving", "drain"): "draining",
+    ("draining", "stop"): "stopped",
+}
+"""New invocations are accepted only while `serving`."""
+
+# --- Who may ask
+# -------------------------------------------------------------------------------------
+
+_READS: Final = (
+    "list_plugins", "get_plugin", "status", "ledger_head", "prove", "prove_consistency",
+    "show_request",
+)
+_CHANGES: Final = (
+    "register_plugin", "validate_bundle", "enable_plugin", "disable_plugin", "grant", "revoke",
+)
+
+MAY_SEND: Final[frozenset[tuple[Role, str]]] = frozenset(
+    [("omega", "invoke"), ("omega", "cancel")]
+    + [("omega", read) for read in _READS]
+    + [("operator", read) for read in _READS]
+    + [("operator", change) for change in _CHANGES]
+    + [("auditor", read) for read in _READS]
+)
+"""Which role may send which request. An operator manages and reads and may not invoke."""
+
+TRANSITIONS: Final = {"call": CALL, "worker": WORKER, "version": VERSION, "gateway": GATEWAY}
+"""All tables by name, for the documentation and the simulation."""
