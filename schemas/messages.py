@@ -20,7 +20,6 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from schemas.manifest import PluginManifest
 from schemas.names import (
     CapabilityName,
     CommitmentKey,
@@ -361,11 +360,14 @@ class Plugins(_Reply, tag="plugins", frozen=True, kw_only=True):
 
 
 class Plugin(_Reply, tag="plugin", frozen=True, kw_only=True):
-    """One plugin with everything an operator wants to see."""
+    """One plugin with everything an operator wants to see.
+
+    `manifest` is the RFC 8785 bytes that were signed, of the enabled or else the highest version.
+    """
 
     plugin: PluginId
     versions: tuple[VersionEntry, ...]
-    manifest: PluginManifest | None
+    manifest: bytes | None
     grants: tuple[CapabilityName, ...] = ()
     pending_diff: str | None = None
     pending_diff_digest: Sha256 | None = None
