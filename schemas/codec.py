@@ -1,12 +1,10 @@
 """Bytes to messages and back: one bounded decoder for each direction.
 
 Rules this file keeps:
-- A body frame is the four bytes `OPG1` and one msgpack map. Its size is bounded before it is looked
-  at.
+- A body frame is the four bytes `OPG1` and one msgpack map, bounded before it is looked at.
 - Each direction has its own decoder, and that decoder's union is the permission list of the socket.
-- Whatever the bytes are, the outcome is a message or one `WireError`; the errors of the decoding
-  library are
-  caught in one place. Decoding belongs on the main thread, whose stack is large enough.
+- Whatever the bytes are, the outcome is a message or one `WireError`; the decoding library's errors
+  are caught in one place. Decoding belongs on the main thread, whose stack is large enough.
 - Clients ignore unknown fields and unknown reply types; everyone else refuses them.
 
 It leaves sizes of payloads, roles and duplicates to `broker.core`. Source: docs/WIRE.md.
@@ -14,9 +12,11 @@ It leaves sizes of payloads, roles and duplicates to `broker.core`. Source: docs
 
 from __future__ import annotations
 
+import functools
 from typing import Final, Generic, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from schemas.messages import (
     FromAdmin,
@@ -29,12 +29,7 @@ from schemas.names import (
     FRAME_BYTES_MAX_ADMIN,
     FRAME_BYTES_MAX_OMEGA,
     FRAME_BYTES_MAX_WORKER,
-)
-from schemas.payloads import (
-    BinaryRefPayload,
-    DatasetSlicePayload,
-    JSONPayload,
-    TextPayload,
+    RequestId,
 )
 from schemas.refusals import RefusalCode
 
@@ -166,10 +161,9 @@ _reply: Final[Decoder[Reply]] = Decoder(Reply, FRAME_BYTES_MAX_ADMIN, "a client"
 
 
 class _Tag(msgspec.Struct):
-    """The type and request id of a frame whatever else it holds."""
+    """The request id of a frame whatever else it holds."""
 
-    type: str = ""
-    request_id: str | None = None
+    request_id: RequestId | None = None
 
 
 _tag_decoder: Final = msgspec.msgpack.Decoder(_Tag)
@@ -196,23 +190,27 @@ def is_client_request(frame: bytes) -> bool:
     return False
 
 
-_PAYLOAD_FIELDS: Final[dict[object, frozenset[str]]] = {
-    kind.__struct_config__.tag: frozenset(kind.__struct_fields__) | {"type"}
-    for kind in (TextPayload, JSONPayload, BinaryRefPayload, DatasetSlicePayload)
-}
+@functools.cache
+def _reply_type() -> inspect.Type:
+    return inspect.type_info(Reply)
 
 
-def _prune_payloads(value: object) -> object:
-    """Drop fields that this version does not know from every payload inside a reply."""
-    if isinstance(value, dict):
-        known = _PAYLOAD_FIELDS.get(value.get("type"))
+def _prune(value: object, kind: inspect.Type) -> object:
+    """Drop from decoded builtins every field that `kind` does not have."""
+    if isinstance(kind, inspect.UnionType):
+        structs = [member for member in kind.types if isinstance(member, inspect.StructType)]
+        tag = value.get("type") if isinstance(value, dict) else None
+        found = [member for member in structs if len(structs) == 1 or member.tag == tag]
+        return _prune(value, found[0]) if found else value
+    if isinstance(kind, inspect.StructType) and isinstance(value, dict):
+        types = {field.encode_name: field.type for field in kind.fields}
         return {
-            key: _prune_payloads(item)
+            key: _prune(item, types[key]) if key in types else item
             for key, item in value.items()
-            if known is None or key in known
+            if key in types or key == kind.tag_field
         }
-    if isinstance(value, list):
-        return [_prune_payloads(item) for item in value]
+    if isinstance(kind, inspect.VarTupleType) and isinstance(value, list):
+        return [_prune(item, kind.item_type) for item in value]
     return value
 
 
@@ -230,8 +228,8 @@ def decode_reply(frame: bytes) -> Reply | None:
         if error.code is not RefusalCode.MESSAGE_INVALID:
             raise
         try:
-            value = _prune_payloads(msgspec.msgpack.decode(memoryview(frame)[4:]))
-            reply: Reply = msgspec.convert(value, Reply)
+            value = msgspec.msgpack.decode(memoryview(frame)[4:])
+            reply: Reply = msgspec.convert(_prune(value, _reply_type()), Reply)
             return reply
         except _DECODE_ERRORS:
             raise error from None
