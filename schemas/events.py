@@ -589,7 +589,7 @@ def encode_event(
 
 def line_hash(line: bytes) -> str:
     """Recompute the event_hash of a line, with or without its newline, from its bytes alone."""
-    return hashlib.sha256(b"\x00{" + line[_BODY_OFFSET:].rstrip(b"\n")).hexdigest()
+    return hashlib.sha256(b"\x00{" + line[_BODY_OFFSET:].removesuffix(b"\n")).hexdigest()
 
 
 def decode_event(line: bytes) -> Event:
@@ -601,7 +601,7 @@ def decode_event(line: bytes) -> Event:
     Raises:
         InvalidEvent: the line is not one event in its only spelling, or its hash is wrong.
     """
-    line = line.rstrip(b"\n")
+    line = line.removesuffix(b"\n")
     try:
         envelope = _line_decoder.decode(line)
         decoder = _fields_decoders.get(envelope.event_type)
