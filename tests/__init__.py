@@ -1,0 +1,1 @@
+"""The tests. They mirror the packages; what several files share lies in `tests.support`."""
