@@ -7,8 +7,17 @@ clock source and falls back to system calls, which the filter refuses. See vdso(
 
 from __future__ import annotations
 
+import gc
+import sys
+import time
+
 from sandbox_worker.jail import linux
 from sandbox_worker.jail.linux import Prepared, expect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # Never true when running: the zygote stays lean.
+    from collections.abc import Callable
 
 _PROT_READ = 0x1
 _PRIVATE_FIXED_ANONYMOUS = 0x02 | 0x10 | 0x20
@@ -18,7 +27,8 @@ _HINT = "This kernel maps its time pages under other names; use a kernel this re
 def time_pages() -> list[tuple[int, int]]:
     """Start and size in bytes of each mapping of time data in this process."""
     pages = []
-    with open("/proc/self/maps", encoding="ascii") as maps:
+    # UTF-8 is built in; any other codec would be imported, from files this user may not read.
+    with open("/proc/self/maps", encoding="utf-8") as maps:
         for line in maps:
             if line.rstrip().endswith("]") and "[vvar" in line:
                 start, end = (int(word, 16) for word in line.split()[0].split("-"))
@@ -33,3 +43,38 @@ def hide_time(pages: list[tuple[int, int]]) -> list[Prepared]:
         Prepared(linux.MMAP, start, size, _PROT_READ, _PRIVATE_FIXED_ANONYMOUS, -1, 0)
         for start, size in pages
     ]
+
+
+def refuse_wall_clock() -> None:
+    """Make what would silently give 1970 raise PermissionError, as every other clock does.
+
+    The vDSO answers time(2) from the zero page without a system call, so `datetime.now()` and
+    `time.localtime()` would not fail by themselves. A convenience for honest code, not a wall.
+    """
+    for name in ("localtime", "gmtime", "ctime"):
+        setattr(time, name, _needing(getattr(time, name), 1))
+    for name, count in (("asctime", 1), ("strftime", 2)):
+        setattr(time, name, _needing(getattr(time, name), count))
+    datetime = sys.modules.get("datetime")
+    if datetime is None:
+        return
+    for kind, names in ((datetime.datetime, ("now", "utcnow")), (datetime.date, ("today",))):
+        # The types refuse assignment; their dictionary is what the read-only view refers to.
+        fields = gc.get_referents(kind.__dict__)[0]
+        for name in names:
+            fields[name] = classmethod(_refuse)
+
+
+def _refuse(*_arguments: object, **_options: object) -> None:
+    raise PermissionError(1, "clock.read is not granted")
+
+
+def _needing(function: Callable[..., object], count: int) -> Callable[..., object]:
+    """The function, refusing to fill in the present time for a missing last argument."""
+
+    def checked(*arguments: object) -> object:
+        if len(arguments) < count or arguments[-1] is None:
+            _refuse()
+        return function(*arguments)
+
+    return checked

@@ -50,7 +50,7 @@ def close_inner() -> None:
     for kind in KINDS:
         path = f"/proc/sys/user/max_{kind}_namespaces"
         _write(path, "0")
-        with open(path, encoding="ascii") as limit:
+        with open(path, encoding="utf-8") as limit:
             expect("namespace limits", limit.read().strip() == "0", _HINT)
 
 

@@ -93,7 +93,8 @@ ZYGOTE: dict[str, Rule] = {
     "wait4": Rule(ALLOW),
     # fork(3) of glibc: child tid set and cleared, SIGCHLD, nothing else.
     "clone": Rule(ALLOW, (Check(0, 64, one_of=(0x01200011,)),), _EPERM),
-    "kill": Rule(ALLOW, (Check(1, 32, one_of=(9,)),), _EPERM),
+    # 9 ends a call; 0 is how a call process checks its Landlock domain.
+    "kill": Rule(ALLOW, (Check(1, 32, one_of=(0, 9)),), _EPERM),
     "dup3": Rule(ALLOW, (Check(1, 32, one_of=(3,)),), _EBADF),
     "prlimit64": Rule(ALLOW, (Check(0, 32, one_of=(0,)),), _EPERM),
     "prctl": Rule(ALLOW, (Check(0, 32, one_of=(53,)),), _EPERM),

@@ -89,3 +89,10 @@ def timer_remaining_ns() -> int:
     linux.call(linux.TIMER_GETTIME, 0, state)
     _, _, seconds, nanoseconds = struct.unpack("=qqqq", state.read())
     return int(seconds) * 1_000_000_000 + int(nanoseconds)
+
+
+def soft_limit(kind: int) -> int:
+    """The limit of this process as the kernel has it; for the rehearsal, before the filter."""
+    pair = Memory(16)
+    linux.call(linux.PRLIMIT64, 0, kind, 0, pair)
+    return int.from_bytes(pair.read()[:8], "little")

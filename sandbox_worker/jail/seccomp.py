@@ -10,23 +10,34 @@ from __future__ import annotations
 import struct
 
 from sandbox_worker.jail import linux
-from sandbox_worker.jail.linux import Memory, Prepared, require
+from sandbox_worker.jail.linux import Memory, Prepared, SandboxUnavailable, require
 
 ALL_THREADS = 1
 """SECCOMP_FILTER_FLAG_TSYNC: the filter reaches every thread of the process."""
 
 _SET_MODE_FILTER = 1
-_HINT = "The kernel needs CONFIG_SECCOMP_FILTER, and an outer sandbox must allow seccomp(2)."
+HINT = "The kernel needs CONFIG_SECCOMP_FILTER, and an outer sandbox must allow seccomp(2)."
 
 
 def install(program: bytes, flags: int = 0) -> None:
     """Install a program of whole 8-byte instructions. Needs no_new_privs."""
-    require("seccomp", _HINT, linux.SECCOMP, _SET_MODE_FILTER, flags, _sock_fprog(program))
+    require("seccomp", HINT, linux.SECCOMP, _SET_MODE_FILTER, flags, _sock_fprog(program))
 
 
 def prepared_install(program: bytes) -> Prepared:
     """The same for a call process, prepared."""
     return Prepared(linux.SECCOMP, _SET_MODE_FILTER, 0, _sock_fprog(program))
+
+
+def expect_installed() -> None:
+    """A harmless call that every filter of ours refuses softly must be refused now."""
+    try:
+        linux.call(linux.SOCKET, 1, 1, 0)
+    except PermissionError:
+        return
+    except OSError as error:
+        raise SandboxUnavailable("seccomp", error.errno or 0, HINT) from None
+    raise SandboxUnavailable("seccomp", 0, HINT)
 
 
 def _sock_fprog(program: bytes) -> Memory:

@@ -1,0 +1,282 @@
+"""The call process: a fresh fork of the zygote that closes its own jail, serves one job and ends.
+
+Order, as in docs/ARCHITECTURE.md: job socket to descriptor 3, time hidden, own Landlock domain, every
+other descriptor closed, limits, CPU timer, filter. Only then is the job read, and only then does
+plugin code run: no plugin code runs before OMEGA's call has arrived. A step that fails ends the
+process with `JAIL_FAILED`.
+
+Rules: nothing is imported or allocated that the zygote could have prepared; what leaves is one reply,
+after any progress, each a length and msgpack; the supervisor trusts none of it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import gc
+import marshal
+import os
+import sys
+
+from sandbox_worker import probes
+from sandbox_worker.encode import canonical_json, pack
+from sandbox_worker.jail import linux, rlimits
+from sandbox_worker.sdk.api import OPTIONS_ATTRIBUTE, CannotAnswer, Context, InvalidInput
+from sandbox_worker.sdk.payloads import (
+    KINDS,
+    BinaryRefPayload,
+    DatasetSlicePayload,
+    JSONPayload,
+    TextPayload,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # Never true when running: the zygote stays lean.
+    from collections.abc import Callable
+    from types import CodeType, ModuleType
+    from typing import NoReturn
+
+JOB = 3
+JAIL_FAILED = 70
+"""Exit status of a call process that could not close its jail; the worker ends with it."""
+
+PLUGIN_MODULE = "plugin"
+_SIGNAL_ZERO = linux.Prepared(linux.KILL, 1, 0)
+
+
+class Jail:
+    """The prepared steps by which every call process jails itself, in order.
+
+    Attributes:
+        before: steps up to the layer that forbids signals to the outside.
+        after: steps from the closing of descriptors to the last before the filter.
+        attempts: steps that some processors do not know; their failure is not looked at.
+        seal: the filter, last of all.
+    """
+
+    __slots__ = ("after", "attempts", "before", "cpu_ms", "limits", "seal")
+
+    def __init__(
+        self,
+        before: list[linux.Prepared],
+        after: list[linux.Prepared],
+        attempts: list[linux.Prepared],
+        seal: linux.Prepared,
+        limits: list[tuple[int, int]],
+        cpu_ms: int,
+    ) -> None:
+        """Hold the steps, and for the rehearsal the limits that they must have set."""
+        self.before = before
+        self.after = after
+        self.attempts = attempts
+        self.seal = seal
+        self.limits = limits
+        self.cpu_ms = cpu_ms
+
+
+class Plugin:
+    """What the zygote compiled and read for the plugin."""
+
+    __slots__ = ("code", "resources", "reseed")
+
+    def __init__(
+        self, code: CodeType, resources: dict[str, bytes], reseed: Callable[[], object] | None
+    ) -> None:
+        """Hold the module's code, its resources and what makes `random` start anew."""
+        self.code = code
+        self.resources = resources
+        self.reseed = reseed
+
+
+def serve(job: int, jail: Jail, plugin: Plugin, rehearsal: bool) -> NoReturn:
+    """Become a call process: close the jail, answer one job, end. Never returns.
+
+    Args:
+        job: this process's end of the job socket, above descriptor 3.
+        jail: the prepared steps.
+        plugin: what to run.
+        rehearsal: read every effect back, and say so once the filter is on.
+    """
+    try:
+        if plugin.reseed is not None:
+            plugin.reseed()
+        os.dup2(job, JOB, False)
+        _close_jail(jail, rehearsal)
+        _answer(plugin)
+        os._exit(0)
+    except BaseException:  # noqa: BLE001  The process ends here, whatever it was.
+        os._exit(1)
+
+
+def _close_jail(jail: Jail, rehearsal: bool) -> None:
+    run = linux.invoke
+    for step in jail.before:
+        if run(step) < 0:
+            os._exit(JAIL_FAILED)
+    # Inside its own Landlock domain the process can no longer signal its parent, pid 1.
+    if run(_SIGNAL_ZERO) != -1 or linux.last_errno() != errno.EPERM:
+        os._exit(JAIL_FAILED)
+    for step in jail.after:
+        if run(step) < 0:
+            os._exit(JAIL_FAILED)
+    for step in jail.attempts:
+        run(step)
+    if rehearsal and not _effects_hold(jail):
+        os._exit(JAIL_FAILED)
+    if run(jail.seal) < 0:
+        os._exit(JAIL_FAILED)
+    if rehearsal:
+        _send(["rehearsed"])
+
+
+def _effects_hold(jail: Jail) -> bool:
+    """Read back what an outer sandbox could have faked: limits, timer and closed descriptors."""
+    for kind, value in jail.limits:
+        if rlimits.soft_limit(kind) != value:
+            return False
+    if not 0 < rlimits.timer_remaining_ns() <= jail.cpu_ms * 1_000_000:
+        return False
+    return all(
+        linux.invoke(linux.Prepared(linux.CLOSE, number)) == -1
+        for number in (0, 1, 2, *range(JOB + 1, rlimits.ZYGOTE_DESCRIPTORS))
+    )
+
+
+def _answer(plugin: Plugin) -> None:
+    """Read the job and send exactly one reply."""
+    try:
+        job = marshal.loads(_receive())
+        if job[0] == "probe":
+            _send(["probed", probes.run(job[1])])
+            return
+        _, request_id, name, kind, fields, output_kind, env = job
+        context = Context(
+            request_id, name, env=env, resources=plugin.resources, progress=_progress
+        )
+        gc.enable()
+        reply = _run(plugin.code, context, KINDS[kind](*fields), output_kind)
+    except MemoryError:
+        reply = ["failed", "memory_limit_exceeded", ""]
+    _send(reply)
+
+
+def _run(
+    code: CodeType, context: Context, payload: object, output_kind: str
+) -> list[object]:
+    """Load the module, run the method, and say how it ended as a frame."""
+    try:
+        function = _method(code, context.method)
+    except MemoryError:
+        raise
+    except BaseException as error:  # noqa: BLE001  Plugin code may raise anything.
+        return ["failed", "plugin_load_failed", _sentence(error)]
+    try:
+        result = function(context, _argument(function, payload))
+    except MemoryError:
+        raise
+    except InvalidInput as error:
+        return ["failed", "invalid_input", str(error)]
+    except CannotAnswer as error:
+        return ["failed", "cannot_answer", str(error)]
+    except BaseException as error:  # noqa: BLE001  As above.
+        return ["failed", "plugin_error", _sentence(error)]
+    try:
+        return ["result", _payload(result, output_kind)]
+    except MemoryError:
+        raise
+    except BaseException as error:  # noqa: BLE001  A plugin's object may raise while it is read.
+        return ["failed", "output_invalid", _sentence(error)]
+
+
+def _method(code: CodeType, name: str) -> Callable[[Context, object], object]:
+    """Execute the module and find a function that `@method` marked."""
+    module: ModuleType = type(sys)(PLUGIN_MODULE)
+    # Classes made by the plugin look their module up by name.
+    sys.modules[PLUGIN_MODULE] = module
+    module.__dict__["__builtins__"] = builtins
+    exec(code, module.__dict__)  # noqa: S102  Running it is what the whole jail is for.
+    function = module.__dict__.get(name)
+    if function is None or not hasattr(function, OPTIONS_ATTRIBUTE):
+        raise InvalidInput(f"the module has no @method named {name}")
+    found: Callable[[Context, object], object] = function
+    return found
+
+
+def _argument(function: Callable[..., object], payload: object) -> object:
+    """The payload as the function's second parameter is annotated: payload, struct or value."""
+    names = function.__code__.co_varnames[:2]
+    wanted = function.__annotations__.get(names[-1])
+    if isinstance(wanted, str):
+        wanted = eval(wanted, function.__globals__)  # noqa: S307  The plugin's own annotation.
+    if wanted is None or wanted in KINDS.values():
+        return payload
+    value = payload.text if isinstance(payload, TextPayload) else payload
+    value = payload.data if isinstance(payload, JSONPayload) else value
+    if not hasattr(wanted, "__struct_fields__"):
+        return value
+    msgspec = sys.modules["msgspec"]
+    try:
+        return msgspec.convert(value, wanted)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(str(error)) from None
+
+
+def _payload(result: object, output_kind: str) -> dict[str, object]:
+    """A method's result as the wire's map."""
+    if output_kind == "text" and isinstance(result, str):
+        result = TextPayload(result)
+    if isinstance(result, TextPayload):
+        return {"type": "text", "text": result.text, "media_type": result.media_type}
+    if isinstance(result, BinaryRefPayload):
+        names = BinaryRefPayload.__slots__
+        return {"type": "binary_ref"} | {name: getattr(result, name) for name in names}
+    if isinstance(result, DatasetSlicePayload):
+        return {"type": "dataset_slice", "dataset_id": result.dataset_id, "keys": result.keys}
+    schema = None
+    if isinstance(result, JSONPayload):
+        result, schema = result.data, result.schema
+    msgspec = sys.modules.get("msgspec")
+    if msgspec is not None:
+        result = msgspec.to_builtins(result)
+    return {"type": "json", "data": canonical_json(result), "schema": schema}
+
+
+def _progress(fraction: float, note: str) -> None:
+    _send(["progress", max(0, min(1000, int(fraction * 1000))), note])
+
+
+def _sentence(error: BaseException) -> str:
+    """The class and the text of an exception, shortened; hostile like everything from here."""
+    try:
+        return f"{type(error).__name__}: {error}"[:1024]
+    except Exception:  # noqa: BLE001  A hostile __str__; the class name alone must do.
+        return type(error).__name__[:256]
+
+
+def _receive() -> bytes:
+    """One length-prefixed message from the supervisor, which is trusted."""
+    size = int.from_bytes(_read(4), "big")
+    return _read(size)
+
+
+def _read(size: int) -> bytes:
+    parts = []
+    while size:
+        part = os.read(JOB, min(size, 1 << 18))
+        if not part:
+            os._exit(0)
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _send(frame: list[object]) -> None:
+    """Write one length-prefixed frame."""
+    try:
+        body = pack(frame)
+    except (TypeError, ValueError, AttributeError) as error:
+        body = pack(["failed", "output_invalid", ascii(error)[:256]])
+    data = memoryview(len(body).to_bytes(4, "big") + body)
+    while data:
+        data = data[os.write(JOB, data) :]

@@ -1,0 +1,146 @@
+"""Two writers for a process that may import almost nothing: canonical JSON and msgpack.
+
+The call process has no file system, and every module loaded before its fork slows every call, so
+these are plain functions over builtin types. `canonical_json` writes RFC 8785: sorted keys, no
+spaces, the shortest escape, numbers as ECMAScript prints them. `pack` writes msgpack. Neither
+repairs anything: what has no exact spelling is refused.
+
+It leaves reading to msgspec in the supervisor, which treats every byte as hostile.
+"""
+
+from __future__ import annotations
+
+import _codecs
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # Never true when running: importing more than builtins would slow every fork.
+    from collections.abc import Callable
+
+INTEGER_MAX = 2**53 - 1
+"""Beyond it a JSON number has no exact spelling (RFC 8785, section 3.2.2.3)."""
+
+_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x20)} | {
+    0x08: "\\b", 0x09: "\\t", 0x0A: "\\n", 0x0C: "\\f", 0x0D: "\\r", 0x22: '\\"', 0x5C: "\\\\",
+}  # fmt: skip
+
+
+def canonical_json(value: object) -> bytes:
+    """The RFC 8785 bytes of a JSON value made of dict, list, tuple, str, int, float, bool, None.
+
+    Raises:
+        TypeError: the value holds something that JSON does not have.
+        ValueError: a number or a string without an exact spelling.
+    """
+    parts: list[str] = []
+    _write(value, parts.append)
+    return "".join(parts).encode()
+
+
+def _write(value: object, put: Callable[[str], object]) -> None:
+    if value is None or value is True or value is False:
+        put("null" if value is None else "true" if value else "false")
+    elif isinstance(value, str):
+        put('"' + value.translate(_ESCAPES) + '"')
+    elif isinstance(value, int):
+        if not -INTEGER_MAX <= value <= INTEGER_MAX:
+            raise ValueError(f"integer beyond 2^53 - 1: {value.bit_length()} bits")
+        put(int.__repr__(value))
+    elif isinstance(value, float):
+        put(_number(value))
+    elif isinstance(value, dict):
+        separator = "{"
+        for key in sorted(value, key=_utf16):
+            put(separator + '"' + key.translate(_ESCAPES) + '":')
+            _write(value[key], put)
+            separator = ","
+        put("{}" if separator == "{" else "}")
+    elif isinstance(value, (list, tuple)):
+        separator = "["
+        for item in value:
+            put(separator)
+            _write(item, put)
+            separator = ","
+        put("[]" if separator == "[" else "]")
+    else:
+        raise TypeError(f"JSON has no {type(value).__name__}")
+
+
+def _utf16(key: object) -> bytes:
+    """The order RFC 8785 wants for keys: by UTF-16 code units."""
+    if not isinstance(key, str):
+        raise TypeError(f"a JSON key is a string, not {type(key).__name__}")
+    return _codecs.utf_16_be_encode(key)[0]
+
+
+def _number(value: float) -> str:
+    """A finite double as ECMAScript's Number::toString prints it (RFC 8785, section 3.2.2.3)."""
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ValueError("JSON has no infinity and no NaN")
+    if value == 0:
+        return "0"
+    mantissa, _, exponent = float.__repr__(abs(value)).partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    fraction = fraction.rstrip("0")
+    digits = (whole + fraction).lstrip("0")
+    # The decimal point stands before digit number `point`; repr gives the shortest digits.
+    point = len(whole) + int(exponent or 0)
+    if whole == "0":
+        point -= len(fraction) + 1 - len(digits)
+    digits = digits.rstrip("0")
+    count = len(digits)
+    if count <= point <= 21:
+        text = digits + "0" * (point - count)
+    elif 0 < point <= 21:
+        text = digits[:point] + "." + digits[point:]
+    elif -6 < point <= 0:
+        text = "0." + "0" * -point + digits
+    else:
+        power = f"e{'+' if point > 0 else '-'}{abs(point - 1)}"
+        text = digits[0] + ("." + digits[1:] if count > 1 else "") + power
+    return "-" + text if value < 0 else text
+
+
+def pack(value: object) -> bytes:
+    """The msgpack bytes of None, bool, int, float, str, bytes, list, tuple and dict.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: a string that is not UTF-8, an integer beyond 64 bits.
+    """
+    parts: list[bytes] = []
+    _pack(value, parts.append)
+    return b"".join(parts)
+
+
+def _pack(value: object, put: Callable[[bytes], object]) -> None:
+    if value is None or value is True or value is False:
+        put(b"\xc0" if value is None else b"\xc3" if value else b"\xc2")
+    elif isinstance(value, int):
+        if 0 <= value < 128:
+            put(bytes((value,)))
+        elif -(2**63) <= value < 2**63:
+            put(struct.pack(">Bq", 0xD3, value))
+        else:
+            raise ValueError("integer beyond 64 bits")
+    elif isinstance(value, float):
+        put(struct.pack(">Bd", 0xCB, value))
+    elif isinstance(value, str):
+        text = value.encode()
+        put(struct.pack(">BI", 0xDB, len(text)))
+        put(text)
+    elif isinstance(value, bytes):
+        put(struct.pack(">BI", 0xC6, len(value)))
+        put(value)
+    elif isinstance(value, (list, tuple)):
+        put(struct.pack(">BI", 0xDD, len(value)))
+        for item in value:
+            _pack(item, put)
+    elif isinstance(value, dict):
+        put(struct.pack(">BI", 0xDF, len(value)))
+        for key, item in value.items():
+            _pack(key, put)
+            _pack(item, put)
+    else:
+        raise TypeError(f"msgpack has no {type(value).__name__}")

@@ -1,0 +1,313 @@
+"""The supervisor's side of the zygote: start it, attest it, rehearse a call, ask for forks.
+
+Rules: the zygote's environment is written whole; nothing is inherited but one pipe and one socket;
+every answer during the start has a deadline; a zygote counts as started only when it was attested from
+outside and a rehearsed call process reported its effects, was attested too, failed at every probe and
+died of SIGSYS at the last. What the zygote says is fixed-size binary: it is trusted, its children are
+not, and nothing of theirs passes through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import marshal
+import os
+import secrets
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import msgspec
+
+from sandbox_worker import zygote
+from sandbox_worker.bundle import Bundle, LaunchRefusedError, modules_to_load
+from sandbox_worker.call import JAIL_FAILED
+from sandbox_worker.jail import policy
+from sandbox_worker.jail.attest import attest
+from sandbox_worker.jail.identity import SANDBOX_ID
+from sandbox_worker.jail.linux import SandboxUnavailable
+from sandbox_worker.probes import PROBES
+from schemas.launch import LaunchDocument
+from schemas.messages import Attestation
+from schemas.names import CapabilityName
+
+START_S = 20.0
+"""Longest start of a zygote, rehearsal included, in seconds."""
+
+SOFT_PROBES = tuple(name for name in PROBES if name not in ("ptrace", "control"))
+_COMMAND = "from sandbox_worker.zygote import main; main()"
+_CREDENTIALS = struct.Struct("=iII")
+_HINT = "The jail did not hold in its own rehearsal; see `doctor`."
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How one call process ended: wait status, processor time in us, largest resident kB."""
+
+    number: int
+    status: int
+    cpu_us: int
+    max_rss_kb: int
+
+
+@dataclass(frozen=True)
+class ForkFailure:
+    """The kernel refused a fork."""
+
+    number: int
+    errno: int
+
+
+@dataclass
+class Forker:
+    """A started zygote.
+
+    Attributes:
+        control: the packet socket to the zygote; readable when something ended.
+        pid: the zygote's pid outside.
+        stub: the process that waits for it.
+        attestation: what was seen from outside.
+    """
+
+    control: socket.socket
+    pid: int
+    stub: subprocess.Popen[bytes]
+    attestation: Attestation | None = None
+
+    def fork(self, numbers: list[int], *, rehearse: bool = False) -> list[socket.socket]:
+        """Ask for call processes; each gets one end of a socket whose other end is returned.
+
+        Args:
+            numbers: fresh call process numbers, at most `zygote.FORKS_MAX`.
+            rehearse: whether they read their effects back and say so.
+        """
+        ours, theirs = [], []
+        for _ in numbers:
+            mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            ours.append(mine)
+            theirs.append(its)
+        kind = zygote.REHEARSE if rehearse else zygote.FORK
+        message = kind + struct.pack(f"={len(numbers)}Q", *numbers)
+        socket.send_fds(self.control, [message], [one.fileno() for one in theirs])
+        for its in theirs:
+            its.close()
+        return ours
+
+    def kill(self, number: int) -> None:
+        """Have the zygote kill one call process; it may have ended already."""
+        self.control.send(zygote.KILL + struct.pack("=Q", number))
+
+    def ended(self) -> list[Exit | ForkFailure] | None:
+        """What the zygote reports now; None when the zygote itself is gone."""
+        try:
+            message = self.control.recv(zygote.MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        except ConnectionError:
+            return None
+        if message[:1] == zygote.EXITED:
+            records = zygote.EXIT_RECORD.iter_unpack(message[1:])
+            return [Exit(*record) for record in records]
+        if message[:1] == zygote.FORK_FAILED:
+            return [ForkFailure(*struct.unpack("=Qi", message[1:]))]
+        return None
+
+    def close(self) -> None:
+        """End the zygote and everything below it."""
+        self.control.close()
+        # Its parent ends with it, and the pid namespace with its first process. Pid 0 would be
+        # our own process group, so an unknown pid is left to the closed socket.
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self.stub.wait()
+
+
+def start(launch: LaunchDocument, bundle: Bundle) -> Forker:
+    """Start, attest and rehearse the zygote of one plugin.
+
+    Raises:
+        SandboxUnavailable: a part of the jail is missing or did not hold.
+        LaunchRefusedError: the plugin cannot be loaded.
+    """
+    deadline = time.monotonic() + START_S
+    base = policy.program(policy.base_rules())
+    clock, random = _granted(launch.grants)
+    strict = policy.program(policy.strict_rules(clock=clock, random=random))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    setup: zygote.Setup = {
+        "control": theirs.fileno(),
+        "supervisor": os.getpid(),
+        "source": bundle.source,
+        "modules": modules_to_load(bundle.manifest),
+        "resources": bundle.resources,
+        "clock": clock,
+        "random": random,
+        "memory_mb": launch.limits.memory_mb,
+        "cpu_ms": launch.limits.cpu_ms,
+        "base_filter": base,
+        "strict_filter": strict,
+    }
+    with theirs:
+        stub = subprocess.Popen(
+            [sys.executable, "-s", "-S", "-P", "-X", "disable-remote-debug", "-c", _COMMAND],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env=_environment(bundle),
+        )
+    assert stub.stdin is not None
+    with contextlib.suppress(BrokenPipeError), stub.stdin:
+        stub.stdin.write(marshal.dumps(setup))
+    forker = Forker(ours, 0, stub)
+    try:
+        facts = _await_jailed(forker, deadline)
+        forker.attestation = _attest(forker, facts, base, strict)
+        _await_loaded(forker, deadline)
+        _rehearse(forker, SOFT_PROBES if not (clock or random) else _held(clock, random), deadline)
+    except BaseException:
+        forker.close()
+        raise
+    return forker
+
+
+def _granted(grants: tuple[CapabilityName, ...]) -> tuple[bool, bool]:
+    return "clock.read" in grants, "random.read" in grants
+
+
+def _held(clock: bool, random: bool) -> tuple[str, ...]:
+    granted = {"clock": clock, "entropy": random}
+    return tuple(name for name in SOFT_PROBES if not granted.get(name, False))
+
+
+def _environment(bundle: Bundle) -> dict[str, str]:
+    """The zygote's whole environment. The hash seed is fixed when a method promises determinism."""
+    deterministic = any(method.deterministic for method in bundle.manifest.methods.values())
+    seed = 0 if deterministic else secrets.randbelow(2**32)
+    homes = [os.path.dirname(os.path.dirname(os.path.abspath(path)))
+             for path in (zygote.__file__, msgspec.__file__)]  # fmt: skip
+    return {
+        "LC_ALL": "C.UTF-8",
+        "LD_BIND_NOW": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": str(seed),
+        "PYTHONPATH": os.pathsep.join(homes),
+        "PYTHON_JIT": "0",
+        "TZ": "UTC",
+    }
+
+
+def _receive(forker: Forker, deadline: float) -> tuple[bytes, int]:
+    """One message of a starting zygote and the pid of its sender, as the kernel vouches for it."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise SandboxUnavailable("zygote", errno.ETIMEDOUT, "The machine is too busy to start it.")
+    forker.control.settimeout(left)
+    try:
+        message, ancillary, _, _ = forker.control.recvmsg(
+            zygote.MESSAGE_BYTES_MAX, socket.CMSG_SPACE(_CREDENTIALS.size)
+        )
+    except TimeoutError:
+        return _receive(forker, deadline)
+    finally:
+        forker.control.settimeout(None)
+    if message[:1] == zygote.UNAVAILABLE:
+        feature, _, hint = message[5:].decode(errors="replace").partition("\0")
+        raise SandboxUnavailable(feature, int.from_bytes(message[1:5], "big"), hint)
+    pid = 0
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            pid = _CREDENTIALS.unpack(data)[0]
+    return message, pid
+
+
+def _await_jailed(forker: Forker, deadline: float) -> tuple[int, ...]:
+    """Landlock ABI and namespace ids, once the zygote says its jail is closed."""
+    message, pid = _receive(forker, deadline)
+    if message[:1] != zygote.JAILED:
+        raise SandboxUnavailable("zygote", 0, "It ended before its jail was closed.")
+    forker.pid = pid
+    return struct.unpack("=8Q", message[1:])
+
+
+def _await_loaded(forker: Forker, deadline: float) -> None:
+    message, _ = _receive(forker, deadline)
+    if message[:1] == zygote.LOAD_FAILED:
+        raise LaunchRefusedError(f"the plugin does not compile: {message[1:].decode()}")
+    if message[:1] != zygote.READY:
+        raise LaunchRefusedError("the zygote ended while it compiled the plugin")
+
+
+def _attest(forker: Forker, facts: tuple[int, ...], base: bytes, strict: bytes) -> Attestation:
+    uid = SANDBOX_ID if os.getuid() == 0 else os.getuid()
+    found = attest(forker.pid, uid=uid, filters=1)
+    filters = int(found["Seccomp_filters"])
+    return Attestation(
+        zygote_pid=forker.pid,
+        uid=uid,
+        landlock_abi=facts[0],
+        no_new_privileges=int(found["NoNewPrivs"]),
+        seccomp_mode=int(found["Seccomp"]),
+        seccomp_filters_zygote=filters,
+        seccomp_filters_call=filters + 1,
+        capabilities_effective=found["CapEff"],
+        capabilities_bounding=found["CapBnd"],
+        threads=int(found["Threads"]),
+        base_filter_sha256=hashlib.sha256(base).hexdigest(),
+        strict_filter_sha256=hashlib.sha256(strict).hexdigest(),
+        namespaces=dict(zip(zygote.NAMESPACES, facts[1:], strict=True)),
+        interpreter=f"{sys.implementation.name} {'.'.join(map(str, sys.version_info[:3]))}",
+    )
+
+
+def _rehearse(forker: Forker, probes: tuple[str, ...], deadline: float) -> None:
+    """Two call processes on the production path: one that probes, one that must die of SIGSYS."""
+    outcomes = _rehearse_one(forker, 1, [*probes, "control"], deadline)
+    wanted = [[name, "denied"] for name in probes] + [["control", "allowed"]]
+    if outcomes != (0, ["probed", wanted]):
+        raise SandboxUnavailable("rehearsal", 0, f"{_HINT} {outcomes}")
+    status, _ = _rehearse_one(forker, 2, ["ptrace"], deadline)
+    if status != signal.SIGSYS:
+        raise SandboxUnavailable("seccomp kill", 0, _HINT)
+
+
+def _rehearse_one(
+    forker: Forker, number: int, probes: list[str], deadline: float
+) -> tuple[int, object]:
+    (job,) = forker.fork([number], rehearse=True)
+    with job:
+        job.settimeout(max(0.1, deadline - time.monotonic()))
+        job.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        frame, pid = _frame(job)
+        if frame == ["rehearsed"]:
+            uid = SANDBOX_ID if os.getuid() == 0 else os.getuid()
+            attest(pid, uid=uid, filters=2)
+            data = marshal.dumps(("probe", probes))
+            job.sendall(len(data).to_bytes(4, "big") + data)
+            frame, _ = _frame(job)
+    message, _ = _receive(forker, deadline)
+    if message[:1] != zygote.EXITED:
+        raise SandboxUnavailable("fork", int.from_bytes(message[9:13], "little"), _HINT)
+    ((_, status, _, _),) = zygote.EXIT_RECORD.iter_unpack(message[1:])
+    if os.waitstatus_to_exitcode(status) == JAIL_FAILED:
+        raise SandboxUnavailable("call process", 0, _HINT)
+    return status, frame
+
+
+def _frame(job: socket.socket) -> tuple[object, int]:
+    """One frame of a rehearsed call process, and its pid outside; None at end of file."""
+    data, ancillary, _, _ = job.recvmsg(4, socket.CMSG_SPACE(_CREDENTIALS.size))
+    if len(data) < 4:
+        return None, 0
+    pid = next((_CREDENTIALS.unpack(item)[0] for _, _, item in ancillary), 0)
+    size = int.from_bytes(data, "big")
+    body = job.recv(min(size, zygote.MESSAGE_BYTES_MAX), socket.MSG_WAITALL)
+    return msgspec.msgpack.decode(body), pid

@@ -1,0 +1,107 @@
+"""The decorator, the context and the two errors that a plugin may raise on purpose.
+
+Rules: decorating changes nothing about a function, it only records options that packing reads into
+the manifest; a context can report and read what was handed in, and reaches nothing else.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # Never true when running: a call process inherits no module that it does not need.
+    from collections.abc import Callable, Mapping
+    from typing import TypeVar
+
+    Function = TypeVar("Function", bound=Callable[..., object])
+
+OPTIONS_ATTRIBUTE = "__omega_method__"
+
+
+class InvalidInput(Exception):  # noqa: N818  A sentence in a plugin: `raise InvalidInput("...")`.
+    """The input is not something this method can work on; the text reaches OMEGA."""
+
+
+class CannotAnswer(Exception):  # noqa: N818  As above.
+    """The input is valid and there is no answer to it; the text reaches OMEGA."""
+
+
+class MethodOptions:
+    """What `@method` recorded about a function."""
+
+    __slots__ = ("deterministic", "idempotent", "timeout_ms")
+
+    def __init__(self, deterministic: bool, timeout_ms: int | None, idempotent: bool) -> None:
+        """Hold the options; `timeout_ms` None means the default of the manifest."""
+        self.deterministic = deterministic
+        self.timeout_ms = timeout_ms
+        self.idempotent = idempotent
+
+
+def method(
+    *, deterministic: bool = False, timeout_ms: int | None = None, idempotent: bool = False
+) -> Callable[[Function], Function]:
+    """Make a function a method that OMEGA may invoke: `@method(deterministic=True)`.
+
+    The function takes a `Context` and one payload and returns one payload or a value that becomes
+    one: a str, a JSON value or a `msgspec.Struct`.
+
+    Args:
+        deterministic: same input, same output, always; the gateway may check it.
+        timeout_ms: longest run of one call, in ms.
+        idempotent: running it twice has the effect of running it once.
+    """
+    options = MethodOptions(deterministic, timeout_ms, idempotent)
+
+    def record(function: Function) -> Function:
+        setattr(function, OPTIONS_ATTRIBUTE, options)
+        return function
+
+    return record
+
+
+class Context:
+    """What one call is given beside its payload.
+
+    Attributes:
+        request_id: the id of OMEGA's request.
+        method: the name under which the function was invoked.
+        env: the values granted by `env.read:NAME`, by name.
+    """
+
+    __slots__ = ("_log", "_progress", "_resources", "env", "method", "request_id")
+
+    def __init__(
+        self,
+        request_id: str = "",
+        method: str = "",
+        *,
+        env: Mapping[str, str] | None = None,
+        resources: Mapping[str, bytes] | None = None,
+        progress: Callable[[float, str], object] | None = None,
+        log: Callable[[str], object] | None = None,
+    ) -> None:
+        """Made by the call process; in an author's test every argument may be left out."""
+        self.request_id = request_id
+        self.method = method
+        self.env = dict(env or {})
+        self._resources = resources or {}
+        self._progress = progress
+        self._log = log
+
+    def progress(self, fraction: float, note: str = "") -> None:
+        """Tell OMEGA how far the call is, from 0.0 to 1.0, with a note of at most 1 KiB."""
+        if self._progress is not None:
+            self._progress(fraction, note)
+
+    def log(self, text: str) -> None:
+        """Tell the author something; dropped outside a development domain."""
+        if self._log is not None:
+            self._log(text)
+
+    def resource(self, name: str) -> bytes:
+        """The bytes of a bundle file that the manifest lists under `resources`.
+
+        Raises:
+            KeyError: the manifest lists no such file.
+        """
+        return self._resources[name]

@@ -1,0 +1,295 @@
+"""The zygote: a small trusted process that jails itself and forks one call process per call.
+
+It starts as `python -s -S -P -c "from sandbox_worker.zygote import main; main()"` with an environment
+that the supervisor wrote whole, reads one setup document from standard input, and talks over one
+sequenced-packet socket. It becomes three processes: an outer stub that waits, the zygote as pid 1 of
+its own pid namespace, and call processes below that.
+
+Rules: the order of steps is the safety argument, read `main`, `_inner` and `_serve` from top to
+bottom; a step that does not hold ends it with a reason; plugin source is compiled only after the jail
+is closed and is never executed here; nothing heavy is imported, because each page of this process is
+paid for by every fork. It leaves all decisions about calls to the supervisor.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import array
+import gc
+import marshal
+import os
+import resource
+import select
+import struct
+import sys
+
+from sandbox_worker import call
+from sandbox_worker.jail import (
+    clock,
+    identity,
+    landlock,
+    linux,
+    mounts,
+    namespaces,
+    rlimits,
+    seccomp,
+)
+from sandbox_worker.jail.linux import SandboxUnavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # Never true when running: the zygote stays lean.
+    from types import CodeType
+    from typing import NoReturn, TypedDict
+
+    class Setup(TypedDict):
+        """The setup document, marshalled by the supervisor."""
+
+        control: int
+        supervisor: int
+        source: str
+        modules: list[str]
+        resources: dict[str, bytes]
+        clock: bool
+        random: bool
+        memory_mb: int
+        cpu_ms: int
+        base_filter: bytes
+        strict_filter: bytes
+
+
+CONTROL, DOMAIN, CHILDREN = 3, 4, 5
+"""Descriptors of a running zygote: control socket, Landlock ruleset, signalfd for dead children."""
+
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+UNAVAILABLE, LOAD_FAILED, JAILED, READY, EXITED, FORK_FAILED = b"X", b"L", b"J", b"R", b"E", b"N"
+FORK, REHEARSE, KILL = b"F", b"V", b"K"
+"""First bytes of the messages to and from the supervisor."""
+
+MESSAGE_BYTES_MAX = 4096
+FORKS_MAX = 32
+"""Job sockets in one message."""
+
+EXIT_RECORD = struct.Struct("=QiQQ")
+"""Call number, wait status, processor time in us, largest resident size in kB."""
+
+_HIDDEN = ("ctypes", "_ctypes", "ctypes._endian", "sandbox_worker.jail.linux", "_socket", "array")
+_SCHED_BATCH = 3
+_SIGCHLD = 17
+_SPECULATION = ((0, 1 << 3), (1, 1 << 3))
+"""PR_SPEC_STORE_BYPASS and PR_SPEC_INDIRECT_BRANCH, each force-disabled."""
+
+
+def main() -> NoReturn:
+    """Read the setup, leave the host, fork the zygote proper and wait for it."""
+    setup: Setup = marshal.loads(sys.stdin.buffer.read())
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in (0, 1):
+        os.dup2(null, number)
+    control = _socket.socket(fileno=setup["control"])
+    try:
+        _preload(setup)
+        os.sched_setscheduler(0, _SCHED_BATCH, os.sched_param(0))
+        identity.become_sandbox_user()
+        namespaces.unshare_all()
+        identity.die_with_parent(setup["supervisor"])
+        pages = clock.time_pages()
+        child = os.fork()
+        if child == 0:
+            _inner(setup, control, pages)
+        _wait_outside(child, setup["base_filter"])
+    except SandboxUnavailable as error:
+        _refuse(control, error)
+
+
+def _refuse(control: _socket.socket, error: SandboxUnavailable) -> NoReturn:
+    text = f"{error.feature}\0{error.hint}".encode()
+    os.write(control.fileno(), UNAVAILABLE + error.errno.to_bytes(4, "big") + text)
+    os._exit(1)
+
+
+def _preload(setup: Setup) -> None:
+    """Load what the plugin's manifest names, while there is still a file system."""
+    for name in setup["modules"]:
+        __import__(name)
+    if not setup["clock"]:
+        clock.refuse_wall_clock()
+    # The program that started this process needed its environment; a plugin's is empty.
+    os.environ.clear()
+
+
+def _silence() -> None:
+    """Nothing a plugin prints goes anywhere; our own errors of the start were for the worker."""
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+        setattr(sys, name, _Discard())
+    for name in ("stdin", "__stdin__"):
+        setattr(sys, name, None)
+
+
+class _Discard:
+    """Where plugin output goes in production: nowhere."""
+
+    def write(self, text: str) -> int:
+        """Take the text and forget it."""
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held."""
+
+
+def _wait_outside(child: int, base_filter: bytes) -> NoReturn:
+    """The outer stub: pass on how the zygote ended, able to do nothing else."""
+    identity.drop_capabilities()
+    identity.hide()
+    identity.no_new_privileges()
+    landlock.restrict(landlock.ruleset(files=True))
+    seccomp.install(base_filter)
+    # The control socket above all: its end of file tells the zygote that the supervisor is gone.
+    linux.call(linux.CLOSE_RANGE, 0, 0xFFFFFFFF, 0)
+    _, status = os.waitpid(child, 0)
+    os._exit(os.waitstatus_to_exitcode(status) & 0x7F)
+
+
+def _inner(setup: Setup, control: _socket.socket, pages: list[tuple[int, int]]) -> NoReturn:
+    """The zygote proper: close the jail, compile the plugin, serve forks."""
+    try:
+        identity.die_with_parent(0)
+        namespaces.close_inner()
+        spaces = [os.stat(f"/proc/self/ns/{name}").st_ino for name in NAMESPACES]
+        mounts.enter_empty_root()
+        identity.drop_capabilities()
+        identity.no_new_privileges()
+        rlimits.limit_zygote()
+        identity.hide()
+        abi = landlock.abi()
+        domain = landlock.ruleset(files=True)
+        landlock.restrict(domain)
+        landlock.expect_no_files()
+        control = _settle_descriptors(control, domain)
+        jail = _prepare(setup, pages)
+        seccomp.install(setup["base_filter"])
+        seccomp.expect_installed()
+    except SandboxUnavailable as error:
+        _refuse(control, error)
+    os.write(CONTROL, JAILED + struct.pack("=Q7Q", abi, *spaces))
+    _silence()
+    plugin = _compile(setup, control)
+    for name in _HIDDEN:
+        if name not in setup["modules"]:
+            sys.modules.pop(name, None)
+    gc.disable()
+    gc.freeze()
+    os.write(CONTROL, READY)
+    _serve(control, jail, plugin)
+
+
+def _settle_descriptors(control: _socket.socket, domain: int) -> _socket.socket:
+    """Leave exactly six: null on 0 to 2, control, ruleset, and the signalfd."""
+    high = [os.dup(number) for number in (control.detach(), domain)]
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, {_SIGCHLD})
+    mask = linux.Memory((1 << _SIGCHLD - 1).to_bytes(8, "little"))
+    high.append(linux.call(linux.SIGNALFD4, -1, mask, 8, 0o2000000))
+    os.dup2(0, 2)
+    for number, source in zip((CONTROL, DOMAIN, CHILDREN), high, strict=True):
+        os.dup2(source, number, False)
+    os.closerange(CHILDREN + 1, 1 << 16)
+    return _socket.socket(fileno=CONTROL)
+
+
+def _prepare(setup: Setup, pages: list[tuple[int, int]]) -> call.Jail:
+    """Convert every system call of a call process once, before the first fork."""
+    memory_mb, cpu_ms = setup["memory_mb"], setup["cpu_ms"]
+    before = [] if setup["clock"] else clock.hide_time(pages)
+    before.append(landlock.prepared_restrict(DOMAIN))
+    after = [
+        linux.Prepared(linux.CLOSE_RANGE, 0, 2, 0),
+        linux.Prepared(linux.CLOSE_RANGE, call.JOB + 1, 0xFFFFFFFF, 0),
+        *rlimits.call_limits(memory_mb, cpu_ms),
+        *rlimits.cpu_timer(cpu_ms),
+    ]
+    attempts = [
+        linux.Prepared(linux.PRCTL, linux.PR_SET_SPECULATION_CTRL, which, how, 0, 0)
+        for which, how in _SPECULATION
+    ]
+    limits = [(resource.RLIMIT_AS, memory_mb << 20), (resource.RLIMIT_CPU, cpu_ms // 1000 + 1),
+              (resource.RLIMIT_NOFILE, rlimits.CALL_DESCRIPTORS)]  # fmt: skip
+    seal = seccomp.prepared_install(setup["strict_filter"])
+    return call.Jail(before, after, attempts, seal, limits, cpu_ms)
+
+
+def _compile(setup: Setup, control: _socket.socket) -> call.Plugin:
+    """Compile the source in the closed jail: the compiler is the first thing it could attack."""
+    try:
+        # From text: the parser of a byte string would look codecs up by the source's own word.
+        code: CodeType = compile(
+            setup["source"], "plugin.py", "exec", dont_inherit=True, optimize=0
+        )
+    except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
+        line = getattr(error, "lineno", None)
+        os.write(CONTROL, LOAD_FAILED + f"{type(error).__name__} in line {line}".encode())
+        os._exit(1)
+    reseed = None
+    if "random" in sys.modules and not setup["random"]:
+        # Its own at-fork hook would have seeded it with entropy that the call may not have.
+        seed = sys.modules["random"].seed
+        reseed = lambda: seed(0)  # noqa: E731  One line in the only place that needs it.
+    return call.Plugin(code, setup["resources"], reseed)
+
+
+def _serve(control: _socket.socket, jail: call.Jail, plugin: call.Plugin) -> NoReturn:
+    """Fork on request, reap and report, kill on request; end when the supervisor is gone."""
+    calls: dict[int, int] = {}
+    waiter = select.poll()
+    waiter.register(CONTROL, select.POLLIN)
+    waiter.register(CHILDREN, select.POLLIN)
+    while True:
+        ready = [descriptor for descriptor, _ in waiter.poll()]
+        if CHILDREN in ready:
+            os.read(CHILDREN, MESSAGE_BYTES_MAX)
+            _reap(control, calls)
+        if CONTROL not in ready:
+            continue
+        message, sockets = _receive(control)
+        if not message:
+            os._exit(0)
+        kind, body = message[:1], message[1:]
+        numbers = struct.unpack(f"={len(body) // 8}Q", body)
+        if kind == KILL:
+            for pid in [pid for pid, number in calls.items() if number in numbers]:
+                os.kill(pid, 9)
+            continue
+        for number, job in zip(numbers, sockets, strict=True):
+            try:
+                pid = os.fork()
+            except OSError as error:
+                os.write(CONTROL, FORK_FAILED + struct.pack("=Qi", number, error.errno or 0))
+            else:
+                if pid == 0:
+                    call.serve(job, jail, plugin, kind == REHEARSE)
+                calls[pid] = number
+            os.close(job)
+
+
+def _receive(control: _socket.socket) -> tuple[bytes, list[int]]:
+    sockets = array.array("i")
+    message, ancillary, _, _ = control.recvmsg(
+        MESSAGE_BYTES_MAX, _socket.CMSG_SPACE(FORKS_MAX * sockets.itemsize)
+    )
+    for _, _, data in ancillary:
+        sockets.frombytes(data[: len(data) - len(data) % sockets.itemsize])
+    return message, list(sockets)
+
+
+def _reap(control: _socket.socket, calls: dict[int, int]) -> None:
+    """Report everything that ended, in as few messages as fit."""
+    records = []
+    while calls:
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        if pid == 0:
+            break
+        cpu_us = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
+        records.append(EXIT_RECORD.pack(calls.pop(pid), status, cpu_us, usage.ru_maxrss))
+    step = (MESSAGE_BYTES_MAX - 1) // EXIT_RECORD.size
+    for start in range(0, len(records), step):
+        os.write(CONTROL, EXITED + b"".join(records[start : start + step]))
