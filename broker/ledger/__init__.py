@@ -1,0 +1,7 @@
+"""Layer 5, writing: the append-only, hash-chained, provable log and the tree over it.
+
+`broker.ledger.commit` has the `Ledger` that the gateway holds; `broker.ledger.merkle` is pure and
+is also what clients verify with.
+"""
+
+__all__: list[str] = []
