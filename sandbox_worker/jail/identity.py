@@ -55,31 +55,41 @@ def die_with_parent(parent: int) -> None:
     expect("parent death signal", os.getppid() == parent, "The starting process ended early.")
 
 
-def drop_capabilities(keep: frozenset[int] = frozenset()) -> None:
-    """Give up every capability but `keep`, for good, and lock the way back."""
+def drop_capabilities() -> None:
+    """Give up every capability for good and lock the way back."""
     last = -1
-    while True:
-        try:
-            present = prctl(linux.PR_CAPBSET_READ, last + 1)
-        except OSError:
-            break
+    while (present := _bounding(last + 1)) is not None:
         last += 1
-        if present and last not in keep:
+        if present:
             _try_prctl(linux.PR_CAPBSET_DROP, last)
-            expect("capabilities", prctl(linux.PR_CAPBSET_READ, last) == 0, _HINT)
+            expect("capabilities", _bounding(last) == 0, _HINT)
     expect("capabilities", last >= 0, _HINT)
     _try_prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
-    if not keep:
-        _try_prctl(linux.PR_SET_SECUREBITS, SECUREBITS_LOCKED)
-        expect("capabilities", prctl(linux.PR_GET_SECUREBITS) == SECUREBITS_LOCKED, _HINT)
-    mask = sum(1 << number for number in keep)
+    _try_prctl(linux.PR_SET_SECUREBITS, SECUREBITS_LOCKED)
+    expect("capabilities", prctl(linux.PR_GET_SECUREBITS) == SECUREBITS_LOCKED, _HINT)
+    set_capabilities(0)
+
+
+def set_capabilities(mask: int) -> None:
+    """Keep exactly these capabilities, effective and permitted, none inheritable.
+
+    Args:
+        mask: one bit per capability number.
+    """
     low, high = mask & 0xFFFFFFFF, mask >> 32
     wanted = struct.pack("=6I", low, low, 0, high, high, 0)
-    header = Memory(_CAPABILITY_HEADER)
-    require("capabilities", _HINT, linux.CAPSET, header, Memory(wanted))
+    require("capabilities", _HINT, linux.CAPSET, Memory(_CAPABILITY_HEADER), Memory(wanted))
     found = Memory(24)
     require("capabilities", _HINT, linux.CAPGET, Memory(_CAPABILITY_HEADER), found)
     expect("capabilities", found.read() == wanted, _HINT)
+
+
+def _bounding(number: int) -> int | None:
+    """Whether a capability is in the bounding set; None where the kernel knows no such number."""
+    try:
+        return prctl(linux.PR_CAPBSET_READ, number)
+    except OSError:
+        return None
 
 
 def no_new_privileges() -> None:

@@ -35,11 +35,14 @@ def abi() -> int:
     return version
 
 
-def ruleset(*, files: bool, beneath: dict[int, int] | None = None) -> int:
-    """A new ruleset that refuses TCP, foreign signals and foreign abstract sockets.
+def ruleset(
+    *, files: bool, scopes: bool = True, beneath: dict[int, int] | None = None
+) -> int:
+    """A new ruleset that refuses TCP.
 
     Args:
         files: whether all file rights are refused too.
+        scopes: whether signals and abstract sockets to the outside of the domain are too.
         beneath: rights allowed again, by open directory descriptor.
 
     Returns:
@@ -47,7 +50,7 @@ def ruleset(*, files: bool, beneath: dict[int, int] | None = None) -> int:
     """
     abi()
     rights = FILE_RIGHTS if files else 0
-    attribute = Memory(struct.pack("=QQQ", rights, NETWORK_RIGHTS, SCOPES))
+    attribute = Memory(struct.pack("=QQQ", rights, NETWORK_RIGHTS, SCOPES if scopes else 0))
     descriptor = require("landlock", _HINT, linux.LANDLOCK_CREATE_RULESET, attribute, 24, 0)
     for directory, allowed in (beneath or {}).items():
         rule = Memory(struct.pack("=Qi", allowed, directory))

@@ -1,0 +1,435 @@
+"""The supervisor: one call process per call, from a warm pool, each to its end.
+
+It is told orders by the broker and facts by the zygote, and holds no authority of its own: it cannot
+start a process, only ask for one, and a call process gets exactly one job.
+
+Rules: a call has one end, reported once; it is over when its process was reaped, because only then are
+its figures known; an exit report may overtake the reply, so the job socket is drained before a call is
+called dead; deadlines are kept on the monotonic clock and the process is killed through the zygote,
+which alone knows its pid without a race. It leaves races with cancel and revoke to the broker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from sandbox_worker.bundle import Bundle
+from sandbox_worker.call import JAIL_FAILED
+from sandbox_worker.forker import Exit, Forker, ForkFailure
+from sandbox_worker.replies import (
+    Answered,
+    Failed,
+    Inbox,
+    Probed,
+    ReplyError,
+    Told,
+    output_bytes,
+    printable,
+)
+from sandbox_worker.zygote import FORKS_MAX
+from schemas.launch import LaunchDocument
+from schemas.messages import (
+    Abort,
+    CallFailure,
+    CallProgress,
+    CallResult,
+    Drain,
+    FailureCode,
+    FromWorker,
+    Probe,
+    Run,
+    Usage,
+)
+from schemas.payloads import (
+    PAYLOAD_KINDS,
+    BinaryRefPayload,
+    JSONPayload,
+    Payload,
+    TextPayload,
+)
+
+LINGER_S = 1.0
+"""How long a call process may live after its reply."""
+
+PROGRESS_S = 0.1
+"""Progress is passed on at most this often per call."""
+
+_RECEIVE_BYTES = 1 << 18
+_FIRST_NUMBER = 16
+"""Call process numbers below were used by the rehearsal."""
+
+
+class WorkerEndedError(Exception):
+    """The worker cannot go on; `reason` is what `bye` says."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """Remember the reason and our own sentence."""
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(eq=False)
+class Slot:
+    """One call process, idle until it is given an order."""
+
+    number: int
+    job: socket.socket
+    order: Run | Probe | None = None
+    deadline: float = float("inf")
+    deadline_code: FailureCode = "deadline_exceeded"
+    allowed_ms: int = 0
+    started: float = 0.0
+    inbox: Inbox = field(default_factory=lambda: Inbox(0))
+    outbox: memoryview = memoryview(b"")
+    reply: Answered | Failed | Probed | None = None
+    ended_by: FailureCode | None = None
+    used: int | None = None
+    allowed: int | None = None
+    killed: bool = False
+    told_at: float = float("-inf")
+
+
+class Supervisor:
+    """All call processes of one worker.
+
+    Args:
+        forker: the started zygote.
+        bundle: the plugin's manifest and resources.
+        launch: the limits and the pool size.
+        send: takes every report for the broker.
+    """
+
+    def __init__(
+        self,
+        forker: Forker,
+        bundle: Bundle,
+        launch: LaunchDocument,
+        send: Callable[[FromWorker], object],
+    ) -> None:
+        self._forker = forker
+        self._methods = bundle.manifest.methods
+        self._limits = launch.limits
+        self._pool_size = min(launch.pool_size, launch.limits.concurrency)
+        prefix = "env.read:"
+        self._env = {
+            name.removeprefix(prefix): value
+            for name, value in launch.grant_values.items()
+            if name.startswith(prefix) and name in launch.grants
+        }
+        self._send = send
+        self._next_number = _FIRST_NUMBER
+        self._slots: dict[int, Slot] = {}
+        self._idle: dict[int, Slot] = {}
+        self._by_call: dict[int, Slot] = {}
+        self._by_descriptor: dict[int, Slot] = {}
+        self.on_probe_end: Callable[[Slot, Exit], object] = lambda _slot, _exit: None
+        self.draining = False
+        self.poll = select.epoll()
+        self.poll.register(forker.control.fileno(), select.EPOLLIN)
+
+    @property
+    def busy(self) -> int:
+        """Calls and probes that have not ended."""
+        return len(self._by_call)
+
+    def open_probes(self) -> set[int]:
+        """Numbers of probe orders with a call process still running."""
+        orders = (slot.order for slot in self._by_call.values())
+        return {order.probe for order in orders if isinstance(order, Probe)}
+
+    def fill(self) -> None:
+        """Fork until the pool has its idle call processes."""
+        missing = self._pool_size - len(self._idle)
+        if missing > 0 and not self.draining:
+            for slot in self._fork(missing):
+                self._idle[slot.number] = slot
+
+    def _fork(self, count: int) -> list[Slot]:
+        slots = []
+        while count > 0:
+            batch = range(self._next_number, self._next_number + min(count, FORKS_MAX))
+            self._next_number = batch.stop
+            count -= len(batch)
+            for number, job in zip(batch, self._forker.fork(list(batch)), strict=True):
+                job.setblocking(False)
+                slots.append(Slot(number, job))
+        self._slots.update((slot.number, slot) for slot in slots)
+        return slots
+
+    # --- Orders -----------------------------------------------------------------------------------
+
+    def run(self, order: Run, now: float) -> None:
+        """Give a call to a call process, or say at once why not."""
+        method = self._methods.get(order.method)
+        if method is None or self.draining or len(self._by_call) >= self._limits.concurrency:
+            code: FailureCode = "plugin_load_failed" if method is None else "call_process_failed"
+            self._send(CallFailure(call=order.call, code=code))
+            return
+        try:
+            fields = _fields(order.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self._send(CallFailure(call=order.call, code="invalid_input"))
+            return
+        slot = self._take()
+        wall_ms = min(self._limits.wall_ms, method.timeout_ms)
+        slot.allowed_ms = min(wall_ms, order.timeout_ms)
+        slot.deadline_code = (
+            "deadline_exceeded" if order.timeout_ms < wall_ms else "wall_limit_exceeded"
+        )
+        kind = PAYLOAD_KINDS[type(order.payload)]
+        job = ("run", order.request_id, order.method, kind, fields, method.output.kind, self._env)
+        self._assign(slot, order, order.call, job, now)
+
+    def probe(self, order: Probe, names: list[str], now: float) -> None:
+        """Run probes in a call process of the pool; `on_probe_end` hears of its end."""
+        slot = self._take()
+        slot.allowed_ms = self._limits.wall_ms
+        self._assign(slot, order, -slot.number, ("probe", names), now)
+
+    def abort(self, order: Abort) -> None:
+        """End one call; nothing happens if it has ended."""
+        slot = self._by_call.get(order.call)
+        if slot is not None:
+            self._kill(slot, "cancelled")
+
+    def drain(self, _order: Drain) -> None:
+        """Take nothing new; idle call processes end when their sockets close."""
+        self.draining = True
+        for slot in self._idle.values():
+            slot.job.close()
+            del self._slots[slot.number]
+        self._idle.clear()
+
+    def _take(self) -> Slot:
+        if not self._idle:
+            return self._fork(1)[0]
+        return self._idle.pop(next(iter(self._idle)))
+
+    def _assign(
+        self, slot: Slot, order: Run | Probe, key: int, job: tuple[object, ...], now: float
+    ) -> None:
+        slot.order, slot.started = order, now
+        slot.deadline = now + slot.allowed_ms / 1000
+        slot.inbox = Inbox(self._output_bytes_max(order))
+        self._by_call[key] = slot
+        self._by_descriptor[slot.job.fileno()] = slot
+        data = marshal.dumps(job)
+        slot.outbox = memoryview(len(data).to_bytes(4, "big") + data)
+        self.poll.register(slot.job.fileno(), select.EPOLLIN)
+        self._push(slot)
+        # A fork keeps the zygote from reaping, and no result leaves before its process is reaped:
+        # with idle processes left the pool is filled when calls end, not when they begin.
+        if not self._idle:
+            self.fill()
+
+    def _output_bytes_max(self, order: Run | Probe) -> int:
+        asked = order.output_bytes_max if isinstance(order, Run) else None
+        limit = self._limits.output_bytes
+        return limit if asked is None else min(limit, asked)
+
+    # --- Facts ------------------------------------------------------------------------------------
+
+    def turn(self, descriptor: int, now: float) -> None:
+        """Something happened on a descriptor of `poll` that belongs to the supervisor."""
+        if descriptor == self._forker.control.fileno():
+            self._reap(now)
+        elif (slot := self._by_descriptor.get(descriptor)) is not None:
+            if slot.outbox:
+                self._push(slot)
+            self._pull(slot, now)
+
+    def next_deadline(self) -> float:
+        """When `expire` has something to do, on the monotonic clock."""
+        return min((slot.deadline for slot in self._by_call.values()), default=float("inf"))
+
+    def expire(self, now: float) -> None:
+        """Kill what is past its deadline."""
+        for slot in list(self._by_call.values()):
+            if slot.deadline <= now:
+                if slot.reply is None:
+                    slot.used, slot.allowed = _ms(now - slot.started), slot.allowed_ms
+                self._kill(slot, slot.deadline_code if slot.reply is None else None)
+
+    def _push(self, slot: Slot) -> None:
+        """Write what the socket takes of the job."""
+        try:
+            while slot.outbox:
+                slot.outbox = slot.outbox[slot.job.send(slot.outbox) :]
+        except BlockingIOError:
+            self.poll.modify(slot.job.fileno(), select.EPOLLIN | select.EPOLLOUT)
+            return
+        except ConnectionError:
+            # It ended before it read its job; the exit report says how.
+            slot.outbox = memoryview(b"")
+        with contextlib.suppress(FileNotFoundError):
+            self.poll.modify(slot.job.fileno(), select.EPOLLIN)
+
+    def _pull(self, slot: Slot, now: float) -> bool:
+        """Read what there is; whether there may be more."""
+        try:
+            data = slot.job.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._forget_descriptor(slot)
+            return False
+        if slot.reply is not None or slot.ended_by is not None:
+            # One answer to one job; whatever follows is not read.
+            return True
+        try:
+            for frame in slot.inbox.feed(data):
+                self._hear(slot, frame, now)
+        except ReplyError as error:
+            slot.used = error.used
+            if error.code == "output_limit_exceeded" and slot.order is not None:
+                slot.allowed = self._output_bytes_max(slot.order)
+            self._kill(slot, error.code)
+        return True
+
+    def _hear(self, slot: Slot, frame: object, now: float) -> None:
+        """Take one frame: progress goes on, an end is kept until the process was reaped."""
+        expected = Probed if isinstance(slot.order, Probe) else (Answered, Failed, Told)
+        if slot.reply is not None:
+            return
+        if not isinstance(frame, expected):
+            raise ReplyError("output_invalid")
+        if isinstance(frame, Told):
+            if now - slot.told_at >= PROGRESS_S and isinstance(slot.order, Run):
+                slot.told_at = now
+                note = printable(frame.note)
+                report = CallProgress(call=slot.order.call, permille=frame.permille, note=note)
+                self._send(report)
+            return
+        assert isinstance(frame, (Answered, Failed, Probed))
+        slot.reply = frame
+        slot.deadline = min(slot.deadline, now + LINGER_S)
+
+    def _kill(self, slot: Slot, code: FailureCode | None) -> None:
+        """End the process; `code` None when it already answered and only lingers."""
+        if slot.killed:
+            return
+        slot.killed, slot.ended_by, slot.deadline = True, code, float("inf")
+        self._forker.kill(slot.number)
+
+    def _reap(self, now: float) -> None:
+        endings = self._forker.ended()
+        if endings is None:
+            raise WorkerEndedError("recycle_killed", "the zygote ended")
+        for ending in endings:
+            slot = self._slots.pop(ending.number, None)
+            if isinstance(ending, Exit) and _exit_code(ending) == JAIL_FAILED:
+                raise WorkerEndedError("sandbox_unavailable", "a call process could not be jailed")
+            if slot is None:
+                continue
+            self._idle.pop(slot.number, None)
+            if slot.order is not None:
+                # The exit report may be here before the reply: read the socket to its end.
+                while self._pull(slot, now):
+                    pass
+                self._end(slot, ending, now)
+            self._forget_descriptor(slot)
+            slot.job.close()
+        self.fill()
+
+    def _forget_descriptor(self, slot: Slot) -> None:
+        if self._by_descriptor.pop(slot.job.fileno(), None) is not None:
+            self.poll.unregister(slot.job.fileno())
+
+    def _end(self, slot: Slot, ending: Exit | ForkFailure, now: float) -> None:
+        """Report the one end of a call."""
+        order = slot.order
+        if isinstance(order, Probe):
+            del self._by_call[-slot.number]
+            if isinstance(ending, Exit):
+                self.on_probe_end(slot, ending)
+            return
+        assert order is not None
+        del self._by_call[order.call]
+        if isinstance(ending, ForkFailure):
+            self._send(CallFailure(call=order.call, code="call_process_failed"))
+            return
+        reply = slot.reply
+        size = output_bytes(reply.payload) if isinstance(reply, Answered) else 0
+        usage = Usage(
+            cpu_ms=(ending.cpu_us + 999) // 1000,
+            wall_ms=_ms(now - slot.started),
+            max_rss_kb_upper_bound=ending.max_rss_kb,
+            output_bytes=size,
+        )
+        code, used, allowed = self._verdict(slot, order, ending, usage)
+        if code is None and isinstance(reply, Answered):
+            self._send(CallResult(call=order.call, payload=reply.payload, usage=usage))
+            return
+        message = printable(reply.message) if isinstance(reply, Failed) and reply.message else None
+        self._send(
+            CallFailure(
+                call=order.call, code=code or "plugin_crashed", plugin_message=message,
+                used=used, allowed=allowed, usage=usage,
+            )
+        )  # fmt: skip
+
+    def _verdict(
+        self, slot: Slot, order: Run, ending: Exit, usage: Usage
+    ) -> tuple[FailureCode | None, int | None, int | None]:
+        """Why a call failed, with the figure used and the figure allowed; None if it did not."""
+        if slot.ended_by is not None:
+            return slot.ended_by, slot.used, slot.allowed
+        cpu_ms_max = self._limits.cpu_ms
+        code = _exit_code(ending)
+        if code == -signal.SIGSYS:
+            return "system_call_forbidden", None, None
+        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and usage.cpu_ms >= cpu_ms_max):
+            return "cpu_limit_exceeded", usage.cpu_ms, cpu_ms_max
+        if code != 0 and not slot.killed:
+            return "plugin_crashed", None, None
+        if order.cpu_ms_max is not None and usage.cpu_ms > order.cpu_ms_max:
+            return "cpu_limit_exceeded", usage.cpu_ms, order.cpu_ms_max
+        reply = slot.reply
+        if isinstance(reply, Failed):
+            memory = self._limits.memory_mb if reply.code == "memory_limit_exceeded" else None
+            return reply.code, None, memory
+        if not isinstance(reply, Answered):
+            return "plugin_crashed", None, None
+        bytes_max = self._output_bytes_max(order)
+        if usage.output_bytes > bytes_max:
+            return "output_limit_exceeded", usage.output_bytes, bytes_max
+        if PAYLOAD_KINDS[type(reply.payload)] != self._methods[order.method].output.kind:
+            return "output_kind_mismatch", None, None
+        return None, None, None
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _exit_code(ending: Exit) -> int:
+    return os.waitstatus_to_exitcode(ending.status)
+
+
+def _fields(payload: Payload) -> tuple[object, ...]:
+    """A payload's fields as plain values, for marshal, in the order of the SDK's constructors."""
+    if isinstance(payload, TextPayload):
+        return (payload.text, payload.media_type)
+    if isinstance(payload, JSONPayload):
+        return (msgspec.json.decode(payload.data), payload.schema)
+    if isinstance(payload, BinaryRefPayload):
+        return (payload.artifact_id, payload.sha256, payload.size, payload.media_type)
+    return (payload.dataset_id, payload.keys)
+
+
+def monotonic() -> float:
+    """Seconds on the clock that deadlines are kept on."""
+    return time.monotonic()
