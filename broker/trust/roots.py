@@ -1,0 +1,229 @@
+"""The trust root: who may publish what, with which keys, until when, and what was taken back.
+
+Rules this file keeps:
+- A root is a DSSE document of its domain in its one spelling. The first is signed by its own root
+  keys and trusted because an operator brought it; every later one is signed by enough keys of the
+  root before it *and* by enough of its own, and its version is higher.
+- A revoked key counts nowhere, not for publishers and not for roots.
+- Time is an argument, in whole seconds since 1970.
+
+It leaves to the shell where the document lies and to the ledger which one is in force.
+Source: specification section 2; DSSE 1.0.2; TUF 1.0, section 5.3 (root rotation).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from broker.policy import matches
+from broker.trust.errors import TrustRefused, printable
+from broker.trust.signatures import (
+    decode_base64,
+    key_id,
+    read_envelope,
+    sign_envelope,
+    verify_envelope,
+)
+from schemas.canonical import struct_bytes
+from schemas.names import Domain
+from schemas.refusals import RefusalCode
+from schemas.trust import TRUST_PAYLOAD_TYPES, Publisher, TrustRoot
+
+_decoder: Final = msgspec.json.Decoder(TrustRoot)
+
+
+class Root(NamedTuple):
+    """A verified trust root, the SHA-256 of its signed bytes, and the root keys that signed."""
+
+    trust: TrustRoot
+    sha256: str
+    key_ids: tuple[str, ...]
+
+
+def sign_root(trust: TrustRoot, signing_keys: Sequence[bytes]) -> bytes:
+    """Write a trust root as an envelope.
+
+    Args:
+        trust: the document.
+        signing_keys: Ed25519 seeds, 32 bytes each, of root keys.
+    """
+    return sign_envelope(struct_bytes(trust), TRUST_PAYLOAD_TYPES[trust.domain], signing_keys)
+
+
+def load_first_root(envelope: bytes, domain: Domain) -> Root:
+    """Read a root that is trusted because of where it came from: a file that an operator named.
+
+    Args:
+        envelope: the envelope's bytes.
+        domain: the domain of this home.
+
+    Raises:
+        TrustRefused: `domain_mismatch` or `trust_invalid`.
+    """
+    # The keys to verify with stand in the document itself: this proves that it is whole and that
+    # their holders made it, not that they are the right ones.
+    claimed = _Claimed.of(envelope)
+    return _verified(envelope, domain, claimed.roots, claimed.threshold)
+
+
+def load_next_root(envelope: bytes, current: TrustRoot) -> Root:
+    """Read a root that is to replace the present one.
+
+    Args:
+        envelope: the envelope's bytes.
+        current: the root in force.
+
+    Raises:
+        TrustRefused: `domain_mismatch`, `trust_invalid` or `trust_version_not_raised`.
+    """
+    root = _verified(
+        envelope, current.domain, root_keys(current), current.root_threshold
+    )
+    # Its own keys must have signed too: a root whose holders cannot sign could never be replaced.
+    _verified(envelope, current.domain, root_keys(root.trust), root.trust.root_threshold)
+    if root.trust.version <= current.version:
+        raise TrustRefused(
+            RefusalCode.TRUST_VERSION_NOT_RAISED,
+            f"the document has version {root.trust.version}, in force is {current.version}",
+            where="$.version",
+        )
+    return root
+
+
+def root_keys(trust: TrustRoot) -> tuple[bytes, ...]:
+    """Give the raw public keys that may sign the next root."""
+    return _usable(trust.roots, trust)
+
+
+def publisher_keys(trust: TrustRoot, name: str) -> tuple[bytes, ...]:
+    """Give the raw public keys of a publisher that are not revoked.
+
+    Raises:
+        TrustRefused: `publisher_unknown`.
+    """
+    return _usable(publisher(trust, name).keys, trust)
+
+
+def publisher(trust: TrustRoot, name: str) -> Publisher:
+    """Look a publisher up.
+
+    Raises:
+        TrustRefused: `publisher_unknown`.
+    """
+    found = trust.publishers.get(name)
+    if found is None:
+        raise TrustRefused(
+            RefusalCode.PUBLISHER_UNKNOWN,
+            f"the trust root, version {trust.version}, names no publisher {printable(name)}",
+            where="$.publisher",
+        )
+    return found
+
+
+def check_publisher(trust: TrustRoot, name: str, plugin: str, now_s: int) -> None:
+    """Check that a publisher may publish a plugin id now.
+
+    Raises:
+        TrustRefused: `publisher_unknown` or `publisher_not_allowed`.
+    """
+    entry = publisher(trust, name)
+    if not entry.valid_from_s <= now_s < entry.valid_until_s:
+        raise TrustRefused(
+            RefusalCode.PUBLISHER_NOT_ALLOWED,
+            f"{name} is valid from {entry.valid_from_s} until {entry.valid_until_s}, now is {now_s}"
+            " (seconds since 1970)",
+            where="$.publisher",
+        )
+    if not any(matches(plugin, glob) for glob in entry.plugins):
+        raise TrustRefused(
+            RefusalCode.PUBLISHER_NOT_ALLOWED,
+            f"{name} may publish {', '.join(entry.plugins)}, not {plugin}",
+            where="$.id",
+        )
+
+
+class _Claimed(NamedTuple):
+    """What an unverified root says about its own keys."""
+
+    roots: tuple[bytes, ...]
+    threshold: int
+
+    @classmethod
+    def of(cls, envelope: bytes) -> _Claimed:
+        trust = _parse(_unverified_payload(envelope))
+        return cls(root_keys(trust), trust.root_threshold)
+
+
+def _unverified_payload(envelope: bytes) -> bytes:
+    try:
+        return decode_base64(read_envelope(envelope).payload, "payload")
+    except TrustRefused as error:
+        raise _invalid(error.sentence, error.where) from None
+
+
+def _usable(keys: Sequence[str], trust: TrustRoot) -> tuple[bytes, ...]:
+    revoked = set(trust.revoked_keys)
+    raw = [bytes.fromhex(key) for key in keys]
+    return tuple(key for key in raw if key_id(key) not in revoked)
+
+
+def _verified(
+    envelope: bytes, domain: Domain, keys: Sequence[bytes], threshold: int
+) -> Root:
+    try:
+        payload, key_ids = verify_envelope(
+            envelope, payload_type=TRUST_PAYLOAD_TYPES[domain], keys=keys, threshold=threshold
+        )
+    except TrustRefused as error:
+        if error.code is RefusalCode.DOMAIN_MISMATCH:
+            raise
+        raise _invalid(error.sentence, error.where) from None
+    trust = _parse(payload)
+    if trust.domain != domain:
+        raise TrustRefused(
+            RefusalCode.DOMAIN_MISMATCH,
+            f"the document is of the {trust.domain} domain, this home of {domain}",
+            where="$.domain",
+        )
+    return Root(trust, hashlib.sha256(payload).hexdigest(), key_ids)
+
+
+def _parse(payload: bytes) -> TrustRoot:
+    try:
+        trust = _decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")
+        raise _invalid(printable(what), where.strip("`") or "$") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _invalid(printable(str(error))) from None
+    if struct_bytes(trust) != payload:
+        raise _invalid("the document is not in its canonical form, without defaults left out")
+    _check_thresholds(trust)
+    return trust
+
+
+def _check_thresholds(trust: TrustRoot) -> None:
+    """A threshold that the keys cannot reach, or keys named twice, are mistakes of the writer."""
+    entries = [("$", trust.roots, trust.root_threshold)]
+    entries += [
+        (f"$.publishers.{name}", entry.keys, entry.threshold)
+        for name, entry in trust.publishers.items()
+    ]
+    for where, keys, threshold in entries:
+        if len(set(keys)) != len(keys):
+            raise _invalid("a key is named twice", where)
+        if threshold > len(keys):
+            raise _invalid(f"{threshold} of {len(keys)} keys can never sign", where)
+    usable = len(root_keys(trust))
+    if usable < trust.root_threshold:
+        raise _invalid(
+            f"{usable} root keys are not revoked, {trust.root_threshold} must sign", "$.roots"
+        )
+
+
+def _invalid(sentence: str, where: str = "") -> TrustRefused:
+    return TrustRefused(RefusalCode.TRUST_INVALID, sentence, where=printable(where))
