@@ -1,0 +1,162 @@
+"""The broker's side of the launcher: start it before the seal, give orders, take reports.
+
+Rules this file keeps: nothing here blocks the loop; what arrives is decoded strictly and bounded
+per turn; a launcher that is gone, or says what it may not, is `LauncherLost`, and the broker must
+end, because it could neither start nor kill a worker any more.
+
+It leaves back-off, deadlines and what an exit means to the core.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import socket
+import subprocess
+from typing import Final
+
+from broker.launchers import orders
+from broker.launchers.orders import Exited, Kill, Report, Start, Started, StartFailed
+from broker.launchers.process import INTERPRETER, worker_environment
+from broker.seal import SealUnavailable
+
+__all__ = ["Exited", "LauncherLost", "LocalLauncher", "Report", "StartFailed", "Started"]
+
+REPORTS_PER_TURN: Final = 256
+ORDERS_WAITING_MAX: Final = 4096
+START_S: Final = 10.0
+"""How long the launcher may take to start and seal itself."""
+
+
+class LauncherLost(Exception):
+    """The launcher ended or broke the protocol; no worker can be started or killed any more."""
+
+
+class LocalLauncher:
+    """A running launcher. Watch `fd` for reading, then call `receive`."""
+
+    def __init__(
+        self, channel: socket.socket, process: subprocess.Popen[bytes], life: int
+    ) -> None:
+        """Hold the socket, the process and the write end of the workers' life pipe."""
+        self._channel = channel
+        self._process = process
+        self._life = life
+        self._waiting: collections.deque[bytes] = collections.deque()
+
+    @classmethod
+    def start(cls, *, worker_stderr: bool) -> LocalLauncher:
+        """Start the launcher and wait until it has sealed itself. Call it before the broker's seal.
+
+        Args:
+            worker_stderr: whether workers' stderr goes to this terminal (development) or nowhere.
+
+        Raises:
+            SealUnavailable: the launcher could not seal itself.
+            LauncherLost: it did not start.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        life_read, life_write = os.pipe()
+        command = [
+            *INTERPRETER, "-m", "broker.launchers.process",
+            str(theirs.fileno()), str(life_read), "terminal" if worker_stderr else "null",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=worker_environment(),
+            pass_fds=(theirs.fileno(), life_read),
+            # A Ctrl-C at the terminal is the broker's to answer, by draining.
+            start_new_session=True,
+        )
+        theirs.close()
+        os.close(life_read)
+        launcher = cls(ours, process, life_write)
+        try:
+            ours.settimeout(START_S)
+            sealed = orders.decode_seal(orders.receive(ours))
+            ours.settimeout(None)
+        except (OSError, *orders.MALFORMED) as error:
+            process.kill()
+            launcher.close()
+            raise LauncherLost(f"the launcher did not start: {error}") from None
+        if isinstance(sealed, orders.SealFailed):
+            launcher.close()
+            raise SealUnavailable(sealed.feature, sealed.errno, sealed.hint)
+        return launcher
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that becomes readable when there are reports."""
+        return self._channel.fileno()
+
+    @property
+    def pid(self) -> int:
+        """The launcher's pid."""
+        return self._process.pid
+
+    def launch(self, incarnation: str, document: bytes) -> None:
+        """Ask for one worker; a `Started` or `StartFailed` follows.
+
+        Args:
+            incarnation: 32 hex digits, never used before.
+            document: the launch document's bytes, at most `LAUNCH_BYTES_MAX`.
+
+        Raises:
+            LauncherLost: the launcher takes no orders any more.
+        """
+        self._order(Start(incarnation, document))
+
+    def kill(self, incarnation: str) -> None:
+        """Ask for the end of one worker; an `Exited` follows unless it came before.
+
+        Raises:
+            LauncherLost: the launcher takes no orders any more.
+        """
+        self._order(Kill(incarnation))
+
+    def receive(self) -> list[Report]:
+        """Take the reports that are there, at most `REPORTS_PER_TURN`, and send waiting orders.
+
+        Raises:
+            LauncherLost: the launcher is gone or broke the protocol.
+        """
+        reports: list[Report] = []
+        while len(reports) < REPORTS_PER_TURN:
+            try:
+                packet = orders.receive(self._channel, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            if not packet:
+                raise LauncherLost("the launcher ended")
+            try:
+                reports.append(orders.decode_report(packet))
+            except orders.MALFORMED:
+                raise LauncherLost("the launcher said something that is not a report") from None
+        self._flush()
+        return reports
+
+    def close(self) -> None:
+        """End the launcher and with it every worker; waits for the launcher's end."""
+        self._channel.close()
+        os.close(self._life)
+        self._process.wait(START_S)
+
+    def _order(self, order: orders.Order) -> None:
+        if len(self._waiting) >= ORDERS_WAITING_MAX:
+            raise LauncherLost("the launcher does not take orders")
+        self._waiting.append(orders.encode(order))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what the socket takes. A launcher with a full socket has reports to make, and the
+        next of them comes back here."""
+        while self._waiting:
+            try:
+                self._channel.send(self._waiting[0], socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                raise LauncherLost("the launcher ended") from None
+            self._waiting.popleft()
