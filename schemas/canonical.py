@@ -14,6 +14,7 @@ It leaves to the callers which refusal code an `InvalidJson` becomes. Source: RF
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Final, Literal
 
@@ -147,6 +148,11 @@ def check_canonical(
     return value
 
 
+def _number(text: str) -> int | float:
+    """Read an integer literal: RFC 8785 numbers are doubles, and 16 digits may not be exact."""
+    return int(text) if len(text) <= 15 else float(text)
+
+
 def _slow_canonical(data: bytes, slow_bytes_max: int) -> tuple[JsonValue, bytes]:
     if len(data) > slow_bytes_max:
         raise InvalidJson(
@@ -154,7 +160,10 @@ def _slow_canonical(data: bytes, slow_bytes_max: int) -> tuple[JsonValue, bytes]
             f"a document with floats, long integers or astral characters may have {slow_bytes_max} "
             f"bytes, this one has {len(data)}",
         )
-    value: JsonValue = msgspec.json.decode(data)
+    try:
+        value: JsonValue = json.loads(data.decode(), parse_int=_number)
+    except ValueError as error:
+        raise InvalidJson("json_not_canonical", f"the bytes are not JSON: {error}") from None
     return value, canonical_bytes(value)
 
 
