@@ -1,14 +1,13 @@
 """A worker's life in order: launch document, own layer, zygote, attestation, seal, socket, calls.
 
-    python -m sandbox_worker --launch-fd N --life-fd M      started by the launcher
-    python -m sandbox_worker --launch-file PATH             started by an operator
+    python -m sandbox_worker --launch-fd N [--life-fd M]
 
-The launch document is read from descriptor N to its end, or from a 0600 file that is removed at once.
-Descriptor M is a pipe that only the broker writes to and never does: its end means the broker is gone,
-and the worker ends with it. Without it, silence on `ping` means the same.
+The launch document is read from descriptor N to its end. Descriptor M is a pipe that only the
+broker could write to and never does: its end means the broker is gone, and the worker ends with
+it. Without it, silence on `ping` means the same.
 
-Rules: the order of `main` is the safety argument; nothing is connected before the supervisor is sealed;
-a start that fails still says why, over the socket, and ends with exit code 5.
+Rules: the order of `main` is the safety argument; nothing is connected before the supervisor is
+sealed; a start that fails still says why, over the socket, and ends with exit code 5.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import select
-import stat
 import sys
 import time
 
@@ -53,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Live one life. Returns the exit code."""
     options = _options(arguments)
     try:
-        launch = _read_launch(options)
+        launch = _read_launch(options.launch_fd)
     except (OSError, ValueError) as error:
         print(f"sandbox_worker: launch document: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_MACHINE
@@ -75,22 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sandbox_worker", allow_abbrev=False)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--launch-fd", type=int)
-    source.add_argument("--launch-file")
+    parser.add_argument("--launch-fd", type=int, required=True)
     parser.add_argument("--life-fd", type=int)
     return parser.parse_args(arguments)
 
 
-def _read_launch(options: argparse.Namespace) -> LaunchDocument:
-    """Read the launch document to the end of its descriptor and leave no copy behind."""
-    descriptor: int = options.launch_fd
-    if options.launch_file is not None:
-        descriptor = os.open(options.launch_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        os.unlink(options.launch_file)
-        about = os.fstat(descriptor)
-        if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) != 0o600:
-            raise ValueError(f"{options.launch_file} is not a file of mode 0600 of this user")
+def _read_launch(descriptor: int) -> LaunchDocument:
+    """Read the launch document to the end of its descriptor."""
     with open(descriptor, "rb") as file:
         data = file.read(LAUNCH_BYTES_MAX + 1)
     if len(data) > LAUNCH_BYTES_MAX:

@@ -1,8 +1,9 @@
 """Read what a worker needs out of its bundle: manifest, source and resources.
 
-Rules: the bundle's digest is compared with the launch document's before anything is read from it, and
-each file's size and digest with the manifest's. The signature was checked by the broker before the
-digest entered the launch document; checking it again here would add a key and no knowledge.
+Rules: the bundle's digest is compared with the launch document's before anything is read from it,
+and each file's size and digest with the manifest's. The signature was checked by the broker
+before the digest entered the launch document; checking it again here would add a key and no
+knowledge.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import zipfile
 
 import msgspec
 
-from sandbox_worker.modules import COMPANIONS, FREE, VETTED
 from schemas.launch import LaunchDocument
 from schemas.manifest import (
     BUNDLE_BYTES_MAX,
@@ -23,6 +23,10 @@ from schemas.manifest import (
     Envelope,
     PluginManifest,
 )
+from schemas.modules import FREE_MODULES, VETTED_MODULES
+
+COMPANIONS: dict[str, tuple[str, ...]] = {"datetime": ("_strptime",)}
+"""What a vetted module imports late, when there is no file system any more."""
 
 
 class LaunchRefusedError(Exception):
@@ -83,8 +87,8 @@ def modules_to_load(manifest: PluginManifest) -> list[str]:
     Raises:
         LaunchRefusedError: the manifest names a module that is not vetted.
     """
-    wanted = [name for name in manifest.modules if name not in FREE]
+    wanted = [name for name in manifest.modules if name not in FREE_MODULES]
     for name in wanted:
-        if name not in VETTED:
+        if name not in VETTED_MODULES:
             raise LaunchRefusedError(f"module {name} is not one a plugin may load")
     return [companion for name in wanted for companion in (*COMPANIONS.get(name, ()), name)]

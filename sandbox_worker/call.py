@@ -1,12 +1,12 @@
 """The call process: a fresh fork of the zygote that closes its own jail, serves one job and ends.
 
-Order, as in docs/ARCHITECTURE.md: job socket to descriptor 3, time hidden, own Landlock domain, every
-other descriptor closed, limits, CPU timer, filter. Only then is the job read, and only then does
-plugin code run: no plugin code runs before OMEGA's call has arrived. A step that fails ends the
-process with `JAIL_FAILED`.
+Order, as in docs/ARCHITECTURE.md: job socket to descriptor 3, time hidden, own Landlock domain,
+every other descriptor closed, limits, CPU timer, filter. Only then is the job read, and only then
+does plugin code run: no plugin code runs before OMEGA's call has arrived. A step that fails ends
+the process with `JAIL_FAILED`.
 
-Rules: nothing is imported or allocated that the zygote could have prepared; what leaves is one reply,
-after any progress, each a length and msgpack; the supervisor trusts none of it.
+Rules: nothing is imported or allocated that the zygote could have prepared; what leaves is one
+reply, after any progress, each a length and msgpack; the supervisor trusts none of it.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Jail:
         after: list[linux.Prepared],
         attempts: list[linux.Prepared],
         seal: linux.Prepared,
+        *,
         limits: list[tuple[int, int]],
         cpu_ms: int,
     ) -> None:
@@ -78,7 +79,7 @@ class Jail:
 class Plugin:
     """What the zygote compiled and read for the plugin."""
 
-    __slots__ = ("code", "resources", "reseed")
+    __slots__ = ("code", "reseed", "resources")
 
     def __init__(
         self, code: CodeType, resources: dict[str, bytes], reseed: Callable[[], object] | None
@@ -89,7 +90,7 @@ class Plugin:
         self.reseed = reseed
 
 
-def serve(job: int, jail: Jail, plugin: Plugin, rehearsal: bool) -> NoReturn:
+def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool) -> NoReturn:
     """Become a call process: close the jail, answer one job, end. Never returns.
 
     Args:
@@ -101,15 +102,15 @@ def serve(job: int, jail: Jail, plugin: Plugin, rehearsal: bool) -> NoReturn:
     try:
         if plugin.reseed is not None:
             plugin.reseed()
-        os.dup2(job, JOB, False)
-        _close_jail(jail, rehearsal)
+        os.dup2(job, JOB, inheritable=False)
+        _close_jail(jail, rehearsal=rehearsal)
         _answer(plugin)
         os._exit(0)
     except BaseException:  # noqa: BLE001  The process ends here, whatever it was.
         os._exit(1)
 
 
-def _close_jail(jail: Jail, rehearsal: bool) -> None:
+def _close_jail(jail: Jail, *, rehearsal: bool) -> None:
     run = linux.invoke
     for step in jail.before:
         if run(step) < 0:
@@ -146,7 +147,7 @@ def _effects_hold(jail: Jail) -> bool:
 def _answer(plugin: Plugin) -> None:
     """Read the job and send exactly one reply."""
     try:
-        job = marshal.loads(_receive())
+        job = marshal.loads(_receive())  # noqa: S302  From the supervisor, which is trusted.
         if job[0] == "probe":
             _send(["probed", probes.run(job[1])])
             return
@@ -233,13 +234,11 @@ def _payload(result: object, output_kind: str) -> dict[str, object]:
         return {"type": "binary_ref"} | {name: getattr(result, name) for name in names}
     if isinstance(result, DatasetSlicePayload):
         return {"type": "dataset_slice", "dataset_id": result.dataset_id, "keys": result.keys}
-    schema = None
-    if isinstance(result, JSONPayload):
-        result, schema = result.data, result.schema
-    msgspec = sys.modules.get("msgspec")
+    document = result if isinstance(result, JSONPayload) else JSONPayload(result)
+    data, msgspec = document.data, sys.modules.get("msgspec")
     if msgspec is not None:
-        result = msgspec.to_builtins(result)
-    return {"type": "json", "data": canonical_json(result), "schema": schema}
+        data = msgspec.to_builtins(data)
+    return {"type": "json", "data": canonical_json(data), "schema": document.schema}
 
 
 def _progress(fraction: float, note: str) -> None:

@@ -1,10 +1,10 @@
 """The supervisor's side of the zygote: start it, attest it, rehearse a call, ask for forks.
 
-Rules: the zygote's environment is written whole; nothing is inherited but one pipe and one socket;
-every answer during the start has a deadline; a zygote counts as started only when it was attested from
-outside and a rehearsed call process reported its effects, was attested too, failed at every probe and
-died of SIGSYS at the last. What the zygote says is fixed-size binary: it is trusted, its children are
-not, and nothing of theirs passes through it.
+Rules: the zygote's environment is written whole; nothing is inherited but one pipe and one
+socket; every answer during the start has a deadline; a zygote counts as started only when it was
+attested from outside and a rehearsed call process reported its effects, was attested too, failed
+at every probe and died of SIGSYS at the last. What the zygote says is fixed-size binary: it is
+trusted, its children are not, and nothing of theirs passes through it.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def start(launch: LaunchDocument, bundle: Bundle) -> Forker:
         )
     assert stub.stdin is not None
     with contextlib.suppress(BrokenPipeError), stub.stdin:
-        stub.stdin.write(marshal.dumps(setup))
+        stub.stdin.write(marshal.dumps(dict(setup)))
     forker = Forker(ours, 0, stub)
     try:
         facts = _await_jailed(forker, deadline)
@@ -263,7 +263,7 @@ def _attest(forker: Forker, facts: tuple[int, ...], base: bytes, strict: bytes) 
         threads=int(found["Threads"]),
         base_filter_sha256=hashlib.sha256(base).hexdigest(),
         strict_filter_sha256=hashlib.sha256(strict).hexdigest(),
-        namespaces=dict(zip(zygote.NAMESPACES, facts[1:], strict=True)),
+        namespaces={name: facts[1 + at] for at, name in enumerate(zygote.NAMESPACES)},
         interpreter=f"{sys.implementation.name} {'.'.join(map(str, sys.version_info[:3]))}",
     )
 

@@ -1,8 +1,8 @@
 """The worker's end of its own ZeroMQ socket: one DEALER, one key, one connection.
 
-Rules: the key is used once, so the socket never reconnects; what does not decode as an order ends the
-worker; sends never block. The socket is opened after the seal, because its threads inherit it.
-Source: docs/WIRE.md, section "Workers"; ZMTP 3.1, CURVE.
+Rules: the key is used once, so the socket never reconnects; what does not decode as an order ends
+the worker; sends never block. The socket is opened after the seal, because its threads inherit
+it. Source: docs/WIRE.md, section "Workers"; ZMTP 3.1, CURVE.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Link:
             WireError: the broker sent something that is not an order.
         """
         # The descriptor is edge-triggered: only this state says that nothing is left.
-        while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             yield codec.to_worker.decode(self._socket.recv(zmq.NOBLOCK))
 
     def send(self, message: FromWorker) -> None:

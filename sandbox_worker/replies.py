@@ -1,8 +1,8 @@
 """What a call process may say: bounded frames, strictly decoded, and the figures of its end.
 
 Every byte here was written by a process that ran hostile code. Rules: a length is checked before
-anything of that length is kept; a frame decodes to one of four shapes or the call has failed; text is
-cut and made printable before it goes on.
+anything of that length is kept; a frame decodes to one of four shapes or the call has failed;
+text is cut and made printable before it goes on.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ class _Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """One frame: an array that begins with its tag."""
 
 
-class Rehearsed(_Frame, tag="rehearsed"):
+class Rehearsed(_Frame, frozen=True, tag="rehearsed"):
     """A rehearsing call process is sealed and its effects held."""
 
 
-class Probed(_Frame, tag="probed"):
+class Probed(_Frame, frozen=True, tag="probed"):
     """Outcomes of probes, pairs of name and outcome."""
 
     outcomes: Annotated[list[tuple[str, Literal["denied", "allowed"]]], Meta(max_length=64)]
 
 
-class Told(_Frame, tag="progress"):
+class Told(_Frame, frozen=True, tag="progress"):
     """How far the plugin says it is."""
 
     permille: Permille
     note: str
 
 
-class Answered(_Frame, tag="result"):
+class Answered(_Frame, frozen=True, tag="result"):
     """The method's output."""
 
     payload: Payload
 
 
-class Failed(_Frame, tag="failed"):
+class Failed(_Frame, frozen=True, tag="failed"):
     """The plugin, or the code around it, says why there is no output."""
 
     code: Literal[
@@ -115,7 +115,7 @@ def _decode(body: bytes) -> Frame:
 
 
 def output_bytes(payload: Payload) -> int:
-    """The size of an output as limits and usage count it: its text, document or packed reference."""
+    """The size of an output as limits count it: its text, its document or its packed reference."""
     if isinstance(payload, TextPayload):
         return len(payload.text.encode())
     if isinstance(payload, JSONPayload):

@@ -1,10 +1,10 @@
 """How the supervisor confines itself: it parses hostile bytes and holds the worker's socket.
 
-Two layers, because their order decides what they forbid. The first, before the zygote starts, handles
-no file right: below it mounts stay possible and the zygote nests inside, so that the supervisor can
-signal it and nobody else. The second, once the zygote runs, takes files, new processes and
-capabilities away. Both are per thread, so the second refuses to be put on while a second thread lives.
-Rules: every effect is tried afterwards. Source: landlock(7), seccomp(2).
+Two layers, because their order decides what they forbid. The first, before the zygote starts,
+handles no file right: below it mounts stay possible and the zygote nests inside, so that the
+supervisor can signal it and nobody else. The second, once the zygote runs, takes files, new
+processes and capabilities away. Both are per thread, so the second refuses to be put on while a
+second thread lives. Rules: every effect is tried afterwards. Source: landlock(7), seccomp(2).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def close_outside() -> None:
 
 
 def close_files() -> None:
-    """Second layer: read beneath /proc, nothing else; no exec, fork, ptrace, mode or owner change."""
+    """Second layer: read beneath /proc and nothing else; no exec, fork, ptrace or chmod."""
     expect("single thread", len(os.listdir("/proc/self/task")) == 1, _HINT)
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     rights = landlock.READ_FILE | landlock.READ_DIR

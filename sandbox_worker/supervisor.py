@@ -1,12 +1,13 @@
 """The supervisor: one call process per call, from a warm pool, each to its end.
 
-It is told orders by the broker and facts by the zygote, and holds no authority of its own: it cannot
-start a process, only ask for one, and a call process gets exactly one job.
+It is told orders by the broker and facts by the zygote, and holds no authority of its own: it
+cannot start a process, only ask for one, and a call process gets exactly one job.
 
-Rules: a call has one end, reported once; it is over when its process was reaped, because only then are
-its figures known; an exit report may overtake the reply, so the job socket is drained before a call is
-called dead; deadlines are kept on the monotonic clock and the process is killed through the zygote,
-which alone knows its pid without a race. It leaves races with cancel and revoke to the broker.
+Rules: a call has one end, reported once; it is over when its process was reaped, because only
+then are its figures known; an exit report may overtake the reply, so the job socket is drained
+before a call is called dead; deadlines are kept on the monotonic clock and the process is killed
+through the zygote, which alone knows its pid without a race. It leaves races with cancel and
+revoke to the broker.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Slot:
     allowed_ms: int = 0
     started: float = 0.0
     inbox: Inbox = field(default_factory=lambda: Inbox(0))
-    outbox: memoryview = memoryview(b"")
+    outbox: memoryview = field(default_factory=lambda: memoryview(b""))
     reply: Answered | Failed | Probed | None = None
     ended_by: FailureCode | None = None
     used: int | None = None
@@ -117,6 +118,7 @@ class Supervisor:
         launch: LaunchDocument,
         send: Callable[[FromWorker], object],
     ) -> None:
+        """Serve one plugin; `fill` makes the first call processes."""
         self._forker = forker
         self._methods = bundle.manifest.methods
         self._limits = launch.limits
@@ -162,7 +164,7 @@ class Supervisor:
             self._next_number = batch.stop
             count -= len(batch)
             for number, job in zip(batch, self._forker.fork(list(batch)), strict=True):
-                job.setblocking(False)
+                job.settimeout(0)
                 slots.append(Slot(number, job))
         self._slots.update((slot.number, slot) for slot in slots)
         return slots
@@ -224,7 +226,7 @@ class Supervisor:
         slot.inbox = Inbox(self._output_bytes_max(order))
         self._by_call[key] = slot
         self._by_descriptor[slot.job.fileno()] = slot
-        data = marshal.dumps(job)
+        data = marshal.dumps(job)  # type: ignore[arg-type]  # Plain values only, see `_fields`.
         slot.outbox = memoryview(len(data).to_bytes(4, "big") + data)
         self.poll.register(slot.job.fileno(), select.EPOLLIN)
         self._push(slot)

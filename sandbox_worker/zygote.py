@@ -1,19 +1,18 @@
 """The zygote: a small trusted process that jails itself and forks one call process per call.
 
-It starts as `python -s -S -P -c "from sandbox_worker.zygote import main; main()"` with an environment
-that the supervisor wrote whole, reads one setup document from standard input, and talks over one
-sequenced-packet socket. It becomes three processes: an outer stub that waits, the zygote as pid 1 of
-its own pid namespace, and call processes below that.
+It starts as `python -s -S -P -c "from sandbox_worker.zygote import main; main()"` with an
+environment that the supervisor wrote whole, reads one setup document from standard input, and
+talks over one sequenced-packet socket. It becomes three processes: an outer stub that waits, the
+zygote as pid 1 of its own pid namespace, and call processes below that.
 
 Rules: the order of steps is the safety argument, read `main`, `_inner` and `_serve` from top to
-bottom; a step that does not hold ends it with a reason; plugin source is compiled only after the jail
-is closed and is never executed here; nothing heavy is imported, because each page of this process is
-paid for by every fork. It leaves all decisions about calls to the supervisor.
+bottom; a step that does not hold ends it with a reason; plugin source is compiled only after the
+jail is closed and is never executed here; nothing heavy is imported, because each page of this
+process is paid for by every fork. It leaves all decisions about calls to the supervisor.
 """
 
 from __future__ import annotations
 
-import _signal
 import _socket
 import array
 import gc
@@ -40,8 +39,11 @@ from sandbox_worker.jail.linux import SandboxUnavailable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     # Never true when running: the zygote stays lean.
+    from collections.abc import Callable
     from types import CodeType
-    from typing import NoReturn, TypedDict
+    from typing import Literal, NoReturn, TypedDict
+
+    Namespace = Literal["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
 
     class Setup(TypedDict):
         """The setup document, marshalled by the supervisor."""
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
 CONTROL, DOMAIN, CHILDREN = 3, 4, 5
 """Descriptors of a running zygote: control socket, Landlock ruleset, signalfd for dead children."""
 
-NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+NAMESPACES: tuple[Namespace, ...] = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 UNAVAILABLE, LOAD_FAILED, JAILED, READY, EXITED, FORK_FAILED = b"X", b"L", b"J", b"R", b"E", b"N"
 FORK, REHEARSE, KILL = b"F", b"V", b"K"
 """First bytes of the messages to and from the supervisor."""
@@ -76,14 +78,14 @@ EXIT_RECORD = struct.Struct("=QiQQ")
 
 _HIDDEN = ("ctypes", "_ctypes", "ctypes._endian", "sandbox_worker.jail.linux", "_socket", "array")
 _SCHED_BATCH = 3
-_SIGCHLD = 17
+_SIGCHLD, _SIG_BLOCK = 17, 0
 _SPECULATION = ((0, 1 << 3), (1, 1 << 3))
 """PR_SPEC_STORE_BYPASS and PR_SPEC_INDIRECT_BRANCH, each force-disabled."""
 
 
 def main() -> NoReturn:
     """Read the setup, leave the host, fork the zygote proper and wait for it."""
-    setup: Setup = marshal.loads(sys.stdin.buffer.read())
+    setup: Setup = marshal.loads(sys.stdin.buffer.read())  # noqa: S302  From the supervisor.
     null = os.open("/dev/null", os.O_RDWR)
     for number in (0, 1):
         os.dup2(null, number)
@@ -174,7 +176,7 @@ def _inner(setup: Setup, control: _socket.socket, pages: list[tuple[int, int]]) 
         _refuse(control, error)
     os.write(CONTROL, JAILED + struct.pack("=Q7Q", abi, *spaces))
     _silence()
-    plugin = _compile(setup, control)
+    plugin = _compile(setup)
     for name in _HIDDEN:
         if name not in setup["modules"]:
             sys.modules.pop(name, None)
@@ -187,12 +189,12 @@ def _inner(setup: Setup, control: _socket.socket, pages: list[tuple[int, int]]) 
 def _settle_descriptors(control: _socket.socket, domain: int) -> _socket.socket:
     """Leave exactly six: null on 0 to 2, control, ruleset, and the signalfd."""
     high = [os.dup(number) for number in (control.detach(), domain)]
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, {_SIGCHLD})
     mask = linux.Memory((1 << _SIGCHLD - 1).to_bytes(8, "little"))
+    linux.call(linux.RT_SIGPROCMASK, _SIG_BLOCK, mask, 0, 8)
     high.append(linux.call(linux.SIGNALFD4, -1, mask, 8, 0o2000000))
     os.dup2(0, 2)
     for number, source in zip((CONTROL, DOMAIN, CHILDREN), high, strict=True):
-        os.dup2(source, number, False)
+        os.dup2(source, number, inheritable=False)
     os.closerange(CHILDREN + 1, 1 << 16)
     return _socket.socket(fileno=CONTROL)
 
@@ -215,10 +217,10 @@ def _prepare(setup: Setup, pages: list[tuple[int, int]]) -> call.Jail:
     limits = [(resource.RLIMIT_AS, memory_mb << 20), (resource.RLIMIT_CPU, cpu_ms // 1000 + 1),
               (resource.RLIMIT_NOFILE, rlimits.CALL_DESCRIPTORS)]  # fmt: skip
     seal = seccomp.prepared_install(setup["strict_filter"])
-    return call.Jail(before, after, attempts, seal, limits, cpu_ms)
+    return call.Jail(before, after, attempts, seal, limits=limits, cpu_ms=cpu_ms)
 
 
-def _compile(setup: Setup, control: _socket.socket) -> call.Plugin:
+def _compile(setup: Setup) -> call.Plugin:
     """Compile the source in the closed jail: the compiler is the first thing it could attack."""
     try:
         # From text: the parser of a byte string would look codecs up by the source's own word.
@@ -229,11 +231,14 @@ def _compile(setup: Setup, control: _socket.socket) -> call.Plugin:
         line = getattr(error, "lineno", None)
         os.write(CONTROL, LOAD_FAILED + f"{type(error).__name__} in line {line}".encode())
         os._exit(1)
-    reseed = None
+    reseed: Callable[[], None] | None = None
     if "random" in sys.modules and not setup["random"]:
         # Its own at-fork hook would have seeded it with entropy that the call may not have.
         seed = sys.modules["random"].seed
-        reseed = lambda: seed(0)  # noqa: E731  One line in the only place that needs it.
+
+        def reseed() -> None:
+            seed(0)
+
     return call.Plugin(code, setup["resources"], reseed)
 
 
@@ -247,7 +252,7 @@ def _serve(control: _socket.socket, jail: call.Jail, plugin: call.Plugin) -> NoR
         ready = [descriptor for descriptor, _ in waiter.poll()]
         if CHILDREN in ready:
             os.read(CHILDREN, MESSAGE_BYTES_MAX)
-            _reap(control, calls)
+            _reap(calls)
         if CONTROL not in ready:
             continue
         message, sockets = _receive(control)
@@ -262,12 +267,12 @@ def _serve(control: _socket.socket, jail: call.Jail, plugin: call.Plugin) -> NoR
         for number, job in zip(numbers, sockets, strict=True):
             try:
                 pid = os.fork()
-            except OSError as error:
-                os.write(CONTROL, FORK_FAILED + struct.pack("=Qi", number, error.errno or 0))
-            else:
                 if pid == 0:
-                    call.serve(job, jail, plugin, kind == REHEARSE)
+                    call.serve(job, jail, plugin, rehearsal=kind == REHEARSE)
                 calls[pid] = number
+            except OSError as error:
+                # One call's misfortune: too many processes, or no memory for another.
+                os.write(CONTROL, FORK_FAILED + struct.pack("=Qi", number, error.errno or 0))
             os.close(job)
 
 
@@ -281,7 +286,7 @@ def _receive(control: _socket.socket) -> tuple[bytes, list[int]]:
     return message, list(sockets)
 
 
-def _reap(control: _socket.socket, calls: dict[int, int]) -> None:
+def _reap(calls: dict[int, int]) -> None:
     """Report everything that ended, in as few messages as fit."""
     records = []
     while calls:

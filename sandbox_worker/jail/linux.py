@@ -14,6 +14,7 @@ import os
 CLOSE = 3
 MMAP = 9
 MPROTECT = 10
+RT_SIGPROCMASK = 14
 SOCKET = 41
 KILL = 62
 PTRACE = 101
@@ -58,7 +59,7 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 
-class SandboxUnavailable(Exception):  # noqa: N818  The name is part of the design's contract.
+class SandboxUnavailable(Exception):
     """The sandbox cannot be built here, or a step of it claimed to work and did not.
 
     Args:
@@ -68,6 +69,7 @@ class SandboxUnavailable(Exception):  # noqa: N818  The name is part of the desi
     """
 
     def __init__(self, feature: str, errno: int, hint: str) -> None:
+        """Compose the sentence from the three."""
         super().__init__(f"{feature}: {os.strerror(errno) if errno else 'no effect'}. {hint}")
         self.feature = feature
         self.errno = errno
@@ -97,6 +99,7 @@ class Prepared:
     __slots__ = ("arguments", "keep")
 
     def __init__(self, number: int, *arguments: int | Memory) -> None:
+        """Convert the arguments: integers as they are, memory by its address."""
         self.keep = arguments
         self.arguments = tuple(
             ctypes.c_long(word.address if isinstance(word, Memory) else word)

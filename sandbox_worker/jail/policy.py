@@ -89,7 +89,8 @@ RANDOM: dict[str, Rule] = {"getrandom": Rule(ALLOW, (Check(1, 32, subset=1),), _
 """Allowed with `random.read`, else refused softly."""
 
 ZYGOTE: dict[str, Rule] = {
-    **{name: Rule(ALLOW) for name in "read write poll recvmsg sendmsg close close_range".split()},
+    **{name: Rule(ALLOW) for name in ["read", "write", "poll", "recvmsg", "sendmsg", "close",
+    "close_range"]},
     "wait4": Rule(ALLOW),
     # fork(3) of glibc: child tid set and cleared, SIGCHLD, nothing else.
     "clone": Rule(ALLOW, (Check(0, 64, one_of=(0x01200011,)),), _EPERM),

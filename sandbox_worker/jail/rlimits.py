@@ -37,7 +37,7 @@ _HINT = "An outer sandbox fakes or forbids this call; start the gateway outside 
 
 def limit_zygote() -> None:
     """No core dump, no file growth, no locked memory, no message queue; bounded memory."""
-    wanted = {kind: (0, 0) for kind in _ZERO}
+    wanted = dict.fromkeys(_ZERO, (0, 0))
     wanted[resource.RLIMIT_NOFILE] = (ZYGOTE_DESCRIPTORS, ZYGOTE_DESCRIPTORS)
     wanted[resource.RLIMIT_AS] = (ZYGOTE_BYTES, ZYGOTE_BYTES)
     for kind, pair in wanted.items():

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 OPTIONS_ATTRIBUTE = "__omega_method__"
 
 
-class InvalidInput(Exception):  # noqa: N818  A sentence in a plugin: `raise InvalidInput("...")`.
+class InvalidInput(Exception):
     """The input is not something this method can work on; the text reaches OMEGA."""
 
 
-class CannotAnswer(Exception):  # noqa: N818  As above.
+class CannotAnswer(Exception):
     """The input is valid and there is no answer to it; the text reaches OMEGA."""
 
 

@@ -1,8 +1,8 @@
 """The four payload types as a plugin sees them: plain classes with the fields of the wire.
 
 Rules: JSON arrives decoded and leaves as a Python value, written canonically after the method
-returns; artifacts and datasets are references, never bytes. Values are checked by the supervisor and
-the broker, not here: nothing inside a call process can vouch for itself.
+returns; artifacts and datasets are references, never bytes. Values are checked by the supervisor
+and the broker, not here: nothing inside a call process can vouch for itself.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 class _Payload:
     """Equality and a readable form over the fields, so that tests read well."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._values() == other._values()  # type: ignore[attr-defined]  # Same type.
+        return isinstance(other, type(self)) and self._values() == other._values()
 
     def __hash__(self) -> int:
         return hash((type(self), repr(self)))
@@ -30,7 +30,7 @@ class _Payload:
 class TextPayload(_Payload):
     """A text by value."""
 
-    __slots__ = ("text", "media_type")
+    __slots__ = ("media_type", "text")
 
     def __init__(self, text: str, media_type: str = "text/plain") -> None:
         """Hold `text`; `media_type` is one of the closed list of docs/WIRE.md."""
@@ -52,7 +52,7 @@ class JSONPayload(_Payload):
 class BinaryRefPayload(_Payload):
     """A reference to an artifact that OMEGA already has."""
 
-    __slots__ = ("artifact_id", "sha256", "size", "media_type")
+    __slots__ = ("artifact_id", "media_type", "sha256", "size")
 
     def __init__(self, artifact_id: str, sha256: str, size: int, media_type: str) -> None:
         """Hold the reference; `size` is in bytes, `sha256` in lower-case hex."""

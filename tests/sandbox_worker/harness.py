@@ -1,7 +1,7 @@
 """A worker and the one peer it has: bundles, launch documents and a broker's end of the socket.
 
-Everything is real: the worker is a process of its own, started as the launcher starts it, and speaks
-CURVE over an ipc socket. Nothing here is a stand-in for a part that decides something.
+Everything is real: the worker is a process of its own, started as the launcher starts it, and
+speaks CURVE over an ipc socket. Nothing here is a stand-in for a part that decides something.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Worker:
             ],
             pass_fds=(launch_read, life_read),
             cwd=ROOT,
-            env={"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+            env={"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
                  "PYTHONDONTWRITEBYTECODE": "1"},
         )  # fmt: skip
         os.close(launch_read)
