@@ -344,7 +344,8 @@ class ZygoteRecycle(EventFields, frozen=True, kw_only=True):
 
 
 class FrameIn(EventFields, frozen=True, kw_only=True):
-    """A frame that decoded. `call` is set on the worker plane."""
+    """A frame that decoded. `call` is set on the worker plane, `note_commitment` where a plugin's
+    progress note came with it."""
 
     EVENT_TYPE: ClassVar[str] = "frame.in"
     plane: Plane
@@ -353,6 +354,7 @@ class FrameIn(EventFields, frozen=True, kw_only=True):
     bytes: Count
     request_id: RequestId | None = None
     call: Count | None = None
+    note_commitment: Commitment | None = None
 
 
 class FrameOut(EventFields, frozen=True, kw_only=True):

@@ -342,7 +342,13 @@ EVENTS: tuple[events.EventFields, ...] = (
     ),
     events.ZygoteRecycle(incarnation=INCARNATION, successor="cd" * 16, reason="calls"),
     events.FrameIn(
-        plane="front.omega", peer=KEY_ID, type="invoke", bytes=212, request_id=REQUEST, call=9
+        plane="worker",
+        peer=INCARNATION,
+        type="call_progress",
+        bytes=64,
+        request_id=REQUEST,
+        call=9,
+        note_commitment=DIGEST_A,
     ),
     events.FrameOut(
         plane="worker",
