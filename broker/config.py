@@ -43,8 +43,9 @@ class TimesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_ms: Positive = 10_000
     drain_ms: Positive = 10_000
     flush_ms_max: Positive = 10_000
-    ping_interval_ms: Positive = 2_000
-    ping_silence_ms: Positive = 10_000
+    abort_ms: Positive = 1_000
+    ping_interval_ms: Positive = 10_000
+    ping_silence_ms: Positive = 30_000
     idle_worker_ms: Positive = 300_000
     backoff_ms_min: Positive = 100
     backoff_ms_max: Positive = 30_000

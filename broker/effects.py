@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from schemas.events import EventFields
-from schemas.launch import LaunchDocument
+from schemas.manifest import Limits
 from schemas.messages import Reply, ToWorker
 
 Front = Literal["front.omega", "front.admin"]
@@ -58,13 +58,14 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start one worker; the shell makes its keys and endpoint and fills the document in."""
+    """Start one worker; the shell makes its socket and keys and writes the launch document."""
 
     incarnation: str
     plugin: str
     version: str
     bundle_sha256: str
-    document: LaunchDocument
+    limits: Limits
+    grants: tuple[str, ...]
     launcher: Literal["local", "external"]
 
 

@@ -141,8 +141,7 @@ class Inventory:
         )
         return hashlib.sha256(text).hexdigest()
 
-    # --- one method for each kind of event
-    # -----------------------------------------------------------
+    # --- one method for each kind of event ---
 
     def _register(self, fields: PluginRegister, seq: int) -> None:
         record = self.plugins.setdefault(fields.plugin, PluginRecord(fields.plugin))

@@ -14,8 +14,7 @@ from typing import Final, Literal
 
 from schemas.names import Role
 
-# --- One invocation
-# ----------------------------------------------------------------------------------
+# --- One invocation ---
 
 CallState = Literal["queued", "dispatched", "running", "ended"]
 CallEvent = Literal[
@@ -49,8 +48,7 @@ CALL: Final[dict[tuple[CallState, CallEvent], CallState]] = {
 }
 """The first end that is committed wins: nothing leaves `ended`."""
 
-# --- One incarnation of a worker
-# ---------------------------------------------------------------------
+# --- One incarnation of a worker ---
 
 WorkerState = Literal["starting", "probing", "ready", "draining", "gone"]
 WorkerEvent = Literal[
@@ -79,8 +77,7 @@ WORKER: Final[dict[tuple[WorkerState, WorkerEvent], WorkerState]] = {
 }
 """A worker is given calls only while `ready`; nobody comes back from `gone`."""
 
-# --- One registered version of a plugin
-# --------------------------------------------------------------
+# --- One registered version of a plugin ---
 
 VersionState = Literal["registered", "enabled", "disabled", "quarantined", "revoked"]
 VersionEvent = Literal["enable", "disable", "supersede", "quarantine", "revoke"]
@@ -100,8 +97,7 @@ VERSION: Final[dict[tuple[VersionState, VersionEvent], VersionState]] = {
 }
 """What was quarantined or revoked never serves again."""
 
-# --- The gateway
-# -------------------------------------------------------------------------------------
+# --- The gateway ---
 
 GatewayState = Literal["serving", "draining", "stopped"]
 GatewayEvent = Literal["accept", "drain", "stop"]
@@ -113,8 +109,7 @@ GATEWAY: Final[dict[tuple[GatewayState, GatewayEvent], GatewayState]] = {
 }
 """New invocations are accepted only while `serving`."""
 
-# --- Who may ask
-# -------------------------------------------------------------------------------------
+# --- Who may ask ---
 
 _READS: Final = (
     "list_plugins", "get_plugin", "status", "ledger_head", "prove", "prove_consistency",
@@ -124,12 +119,14 @@ _CHANGES: Final = (
     "register_plugin", "validate_bundle", "enable_plugin", "disable_plugin", "grant", "revoke",
 )
 
+_REQUESTS: Final[dict[Role, tuple[str, ...]]] = {
+    "omega": ("invoke", "cancel", *_READS),
+    "operator": (*_READS, *_CHANGES),
+    "auditor": _READS,
+}
+
 MAY_SEND: Final[frozenset[tuple[Role, str]]] = frozenset(
-    [("omega", "invoke"), ("omega", "cancel")]
-    + [("omega", read) for read in _READS]
-    + [("operator", read) for read in _READS]
-    + [("operator", change) for change in _CHANGES]
-    + [("auditor", read) for read in _READS]
+    (role, request) for role, requests in _REQUESTS.items() for request in requests
 )
 """Which role may send which request. An operator manages and reads and may not invoke."""
 

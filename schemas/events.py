@@ -81,8 +81,7 @@ class EventFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     EVENT_TYPE: ClassVar[str] = ""
 
 
-# --- The ledger itself
-# -----------------------------------------------------------------------------
+# --- The ledger itself ---
 
 
 class LedgerOpen(EventFields, frozen=True, kw_only=True):
@@ -140,8 +139,7 @@ class StateSnapshot(EventFields, frozen=True, kw_only=True):
     state_sha256: Sha256 | None = None
 
 
-# --- Keys, trust, policy
-# ---------------------------------------------------------------------------
+# --- Keys, trust, policy ---
 
 
 class KeyChange(EventFields, frozen=True, kw_only=True):
@@ -183,8 +181,7 @@ class GrantChange(EventFields, frozen=True, kw_only=True):
     actor: Actor
 
 
-# --- Plugins
-# ---------------------------------------------------------------------------------------
+# --- Plugins ---
 
 
 class PluginRegister(EventFields, frozen=True, kw_only=True):
@@ -266,8 +263,7 @@ class Revoke(EventFields, frozen=True, kw_only=True):
     ended: Count = 0
 
 
-# --- Workers
-# ---------------------------------------------------------------------------------------
+# --- Workers ---
 
 
 class WorkerStart(EventFields, frozen=True, kw_only=True):
@@ -339,8 +335,7 @@ class ZygoteRecycle(EventFields, frozen=True, kw_only=True):
     reason: Literal["calls", "minutes", "killed", "upgrade", "operator"]
 
 
-# --- Frames
-# ----------------------------------------------------------------------------------------
+# --- Frames ---
 
 
 class FrameIn(EventFields, frozen=True, kw_only=True):
@@ -386,8 +381,7 @@ class FrameDrop(EventFields, frozen=True, kw_only=True):
     where: ShortText = ""
 
 
-# --- Invocations
-# -----------------------------------------------------------------------------------
+# --- Invocations ---
 
 
 class InvokeAccept(EventFields, frozen=True, kw_only=True):

@@ -59,8 +59,7 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     known_size: Count | None = None
 
 
-# --- Requests of OMEGA only
-# -------------------------------------------------------------------------
+# --- Requests of OMEGA only ---
 
 
 class Invoke(_Request, tag="invoke", frozen=True, kw_only=True):
@@ -117,8 +116,7 @@ class Cancel(_Request, tag="cancel", frozen=True, kw_only=True):
     target: RequestId
 
 
-# --- Reads, for every role
-# ---------------------------------------------------------------------------
+# --- Reads, for every role ---
 
 
 class ListPlugins(_Request, tag="list_plugins", frozen=True, kw_only=True):
@@ -160,8 +158,7 @@ class ShowRequest(_Request, tag="show_request", frozen=True, kw_only=True):
     target: RequestId
 
 
-# --- Requests of operators
-# ---------------------------------------------------------------------------
+# --- Requests of operators ---
 
 
 class RegisterPlugin(_Request, tag="register_plugin", frozen=True, kw_only=True):
@@ -233,8 +230,7 @@ FromAdmin = (
 )
 
 
-# --- Replies
-# -------------------------------------------------------------------------------------------
+# --- Replies ---
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -523,8 +519,7 @@ Reply = (
 )
 
 
-# --- The worker plane
-# ------------------------------------------------------------------------------------
+# --- The worker plane ---
 
 
 class _Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,

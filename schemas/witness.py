@@ -17,8 +17,9 @@ Outcome = Literal["denied", "killed", "allowed"]
 
 CONTROL: Final = "control"
 PROBES: Final[tuple[str, ...]] = (
-    "control", "open_file", "write_file", "connect_inet", "abstract_socket", "fork", "exec",
-    "ptrace", "signal", "shared_memory", "clock", "entropy",
+    "control", "file_open", "file_write", "directory_list", "connect", "abstract_socket", "fork",
+    "exec", "signal", "shared_memory", "executable_memory", "descriptor", "clock", "entropy",
+    "ptrace",
 )
 """Every probe by name, in the order they run; each in a fresh call process, never plugin code."""
 

@@ -1,0 +1,446 @@
+"""Operators' requests and everybody's reads.
+
+Rules this file keeps: every accept and every refusal of a bundle is an event, durable before
+anything of it could run; a change that the inventory's table does not know is refused; reads change
+nothing.
+
+It leaves roles to `broker.core`, the checks of a bundle to `broker.trust`, and reads of the ledger
+to the shell by the effect `Evidence`. Source: specification section 6, layers 1 and 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Literal
+
+from broker.effects import Evidence, Origin, SetKeys, StoreBundle
+from broker.inventory import PluginRecord, VersionRecord
+from broker.orchestrator.calls import Call, LoadedPlugin
+from broker.state import State
+from broker.supervision import Supervision
+from broker.trust.bundles import Bundle
+from broker.trust.json_schemas import compile_schema
+from broker.trust.signatures import decode_base64, read_envelope
+from broker.trust.validation import Validated, ValidationContext, validate_bundle
+from schemas.events import (
+    GrantChange,
+    PluginDisable,
+    PluginEnable,
+    PluginRegister,
+    PluginReject,
+)
+from schemas.events import Revoke as RevokeEvent
+from schemas.manifest import PluginManifest
+from schemas.messages import (
+    Disabled,
+    DisablePlugin,
+    Enabled,
+    EnablePlugin,
+    FromAdmin,
+    FromOmega,
+    GetPlugin,
+    Grant,
+    Granted,
+    LedgerHead,
+    ListPlugins,
+    Plugin,
+    PluginEntry,
+    Plugins,
+    Problem,
+    Prove,
+    ProveConsistency,
+    Registered,
+    RegisterPlugin,
+    Revoke,
+    Revoked,
+    ShowRequest,
+    Status,
+    StatusReport,
+    ValidateBundle,
+    Validation,
+    VersionEntry,
+    WorkerEntry,
+)
+from schemas.names import API_VERSION
+from schemas.refusals import RefusalCode
+
+
+class Administration:
+    """Decides about everything that is not an invocation."""
+
+    def __init__(
+        self, state: State, workers: Supervision, end_revoked: Callable[[Call], None]
+    ) -> None:
+        """Share the core's memory and its way to end a call whose right was taken back."""
+        self._state = state
+        self._workers = workers
+        self._end_revoked = end_revoked
+
+    def handle(self, origin: Origin, request: FromOmega | FromAdmin) -> None:
+        """Answer one request whose sender's role has been checked."""
+        if isinstance(request, RegisterPlugin):
+            self._register(origin, request)
+        elif isinstance(request, ValidateBundle):
+            validated = self._validate(request.bundle)
+            manifest = validated.manifest
+            self._state.send(origin, Validation(
+                request_id=request.request_id, problems=tuple(validated.problems),
+                plugin=manifest.id if manifest else None,
+                version=manifest.version if manifest else None,
+            ))
+        elif isinstance(request, EnablePlugin):
+            self._enable(origin, request)
+        elif isinstance(request, DisablePlugin):
+            self._disable(origin, request)
+        elif isinstance(request, Grant):
+            self._grant(origin, request)
+        elif isinstance(request, Revoke):
+            self._revoke(origin, request)
+        else:
+            self._read(origin, request)
+
+    def _read(self, origin: Origin, request: FromOmega | FromAdmin) -> None:
+        state = self._state
+        ask = request.request_id
+        if isinstance(request, ListPlugins):
+            self._list(origin, request)
+        elif isinstance(request, GetPlugin):
+            self._get(origin, request)
+        elif isinstance(request, Status):
+            self._status(origin, request)
+        elif isinstance(request, LedgerHead):
+            state.do(Evidence(origin, ask, "head"))
+        elif isinstance(request, Prove):
+            state.do(Evidence(origin, ask, "prove", number=request.seq))
+        elif isinstance(request, ProveConsistency):
+            state.do(Evidence(origin, ask, "prove_consistency", number=request.old_size))
+        elif isinstance(request, ShowRequest):
+            state.do(Evidence(origin, ask, "show_request", target=request.target))
+        else:
+            state.refuse(origin, ask, RefusalCode.ROLE_NOT_ALLOWED)
+
+    # --- bundles ---
+
+    def _validate(self, bundle: bytes) -> Validated:
+        state = self._state
+        inventory = state.inventory
+        return validate_bundle(
+            bundle,
+            ValidationContext(
+                domain=state.config.domain,
+                trust=state.trust,
+                policy=state.policy,
+                granted={name: record.grants for name, record in inventory.plugins.items()},
+                highest_version=self._highest,
+                known_bundles=inventory.bundles,
+                now_s=state.wall_us // 1_000_000,
+            ),
+        )
+
+    def _highest(self, plugin: str) -> str | None:
+        record = self._state.inventory.plugins.get(plugin)
+        return record.highest or None if record is not None else None
+
+    def _register(self, origin: Origin, request: RegisterPlugin) -> None:
+        state = self._state
+        validated = self._validate(request.bundle)
+        manifest = validated.manifest
+        if validated.problems or manifest is None or validated.bundle is None:
+            self._reject(origin, request, validated)
+            return
+        state.do(StoreBundle(validated.bundle_sha256, request.bundle))
+        state.plugins[manifest.id, manifest.version] = loaded_plugin(manifest, validated.bundle)
+        state.append(PluginRegister(
+            plugin=manifest.id, version=manifest.version, bundle_sha256=validated.bundle_sha256,
+            manifest_sha256=validated.manifest_sha256, publisher=manifest.publisher,
+            signing_keys=tuple(validated.signing_keys), api_version=manifest.api_version,
+            domain=manifest.domain, capabilities=manifest.capabilities,
+            deterministic=tuple(
+                name for name, method in sorted(manifest.methods.items()) if method.deterministic
+            ),
+            actor=origin.key_id,
+        ))
+        state.send(
+            origin,
+            Registered(request_id=request.request_id, plugin=manifest.id,
+                       version=manifest.version, bundle_sha256=validated.bundle_sha256),
+            receipt=True, known_size=request.known_size,
+        )
+
+    def _reject(self, origin: Origin, request: RegisterPlugin, validated: Validated) -> None:
+        first: Problem = validated.problems[0]
+        manifest = validated.manifest
+        self._state.append(PluginReject(
+            bundle_sha256=hashlib.sha256(request.bundle).hexdigest(), code=first.code,
+            where=_ascii(first.where), plugin=manifest.id if manifest else None,
+            version=manifest.version if manifest else None, actor=origin.key_id,
+        ))
+        more = len(validated.problems) - 1
+        self._state.refuse(
+            origin, request.request_id, first.code,
+            f"found {first.found}, expected {first.expected}"
+            + (f" (and {more} more: see plugins validate)" if more else ""),
+            where=first.where, hint=first.remedy, receipt=True, known_size=request.known_size,
+        )
+
+    # --- states of versions ---
+
+    def _version(
+        self, origin: Origin, request_id: str, plugin: str, version: str
+    ) -> VersionRecord | None:
+        record = self._state.inventory.plugins.get(plugin)
+        if record is None or not record.versions:
+            self._state.refuse(origin, request_id, RefusalCode.UNKNOWN_PLUGIN, where="$.plugin")
+            return None
+        entry = record.versions.get(version)
+        if entry is None:
+            self._state.refuse(origin, request_id, RefusalCode.UNKNOWN_VERSION, where="$.version")
+        return entry
+
+    def _enable(self, origin: Origin, request: EnablePlugin) -> None:
+        state = self._state
+        entry = self._version(origin, request.request_id, request.plugin, request.version)
+        if entry is None:
+            return
+        previous = state.inventory.plugins[request.plugin].enabled
+        if previous == request.version:
+            state.send(origin, Enabled(request_id=request.request_id, plugin=request.plugin,
+                                       version=request.version, previous=previous))
+            return
+        if not state.inventory.may(entry, "enable"):
+            code = (RefusalCode.REVOKED if entry.state == "revoked"
+                    else RefusalCode.PLUGIN_QUARANTINED)
+            state.refuse(origin, request.request_id, code, where="$.version")
+            return
+        if set(entry.signing_keys) & state.inventory.revoked_keys:
+            state.refuse(origin, request.request_id, RefusalCode.REVOKED, "its signing key was",
+                         where="$.version")
+            return
+        if (request.plugin, request.version) not in state.plugins:
+            state.refuse(origin, request.request_id, RefusalCode.PLUGIN_QUARANTINED,
+                         "its bundle is damaged", where="$.version")
+            return
+        state.append(PluginEnable(plugin=request.plugin, version=request.version,
+                                  previous=previous, actor=origin.key_id))
+        state.send(
+            origin,
+            Enabled(request_id=request.request_id, plugin=request.plugin,
+                    version=request.version, previous=previous),
+            receipt=True, known_size=request.known_size,
+        )
+        pool = state.fleet.pool(request.plugin, request.version)
+        pool.failures, pool.not_before_us = 0, 0
+        if previous is not None:
+            self._drain_workers(request.plugin, previous)
+
+    def _disable(self, origin: Origin, request: DisablePlugin) -> None:
+        state = self._state
+        record = state.inventory.plugins.get(request.plugin)
+        if record is None or not record.versions:
+            state.refuse(origin, request.request_id, RefusalCode.UNKNOWN_PLUGIN, where="$.plugin")
+            return
+        previous = record.enabled
+        if previous is None:
+            state.send(origin, Disabled(request_id=request.request_id, plugin=request.plugin))
+            return
+        state.append(PluginDisable(plugin=request.plugin, version=previous, actor=origin.key_id))
+        state.send(
+            origin,
+            Disabled(request_id=request.request_id, plugin=request.plugin, previous=previous),
+            receipt=True, known_size=request.known_size,
+        )
+        self._drain_workers(request.plugin, previous)
+
+    def _drain_workers(self, plugin: str, version: str) -> None:
+        """Let a version's workers finish what they and its queue hold, then end."""
+        pool = self._state.fleet.pool(plugin, version)
+        self._workers.refuse_queue(pool, RefusalCode.PLUGIN_NOT_ENABLED, "it was disabled")
+        for worker in list(pool.workers.values()):
+            if worker.state == "ready":
+                self._workers.drain(worker)
+            else:
+                self._workers.kill(worker, "disabled", failed=False)
+
+    # --- grants and revocations ---
+
+    def _grant(self, origin: Origin, request: Grant) -> None:
+        state = self._state
+        if request.capability.startswith(("net.", "process.")):
+            state.refuse(origin, request.request_id, RefusalCode.CAPABILITY_REFUSED,
+                         where="$.capability")
+            return
+        state.append(GrantChange(action="granted", plugin=request.plugin,
+                                 capability=request.capability, actor=origin.key_id))
+        state.send(
+            origin,
+            Granted(request_id=request.request_id, plugin=request.plugin,
+                    capability=request.capability),
+            receipt=True, known_size=request.known_size,
+        )
+
+    def _revoke(self, origin: Origin, request: Revoke) -> None:
+        """Take something back: the event first, then what runs under it ends."""
+        state = self._state
+        victims = self._victims(origin, request)
+        if victims is None:
+            return
+        subject = request.id
+        ended = [
+            call for call in state.calls.values()
+            if (call.plugin, call.version) in victims
+            or (request.kind == "client_key" and call.origin.key_id == subject)
+        ]
+        state.append(RevokeEvent(kind=request.kind, id=subject, reason=_ascii(request.reason),
+                                 actor=origin.key_id, ended=len(ended)))
+        state.send(
+            origin,
+            Revoked(request_id=request.request_id, kind=request.kind, id=subject,
+                    ended=len(ended)),
+            receipt=True, known_size=request.known_size,
+        )
+        for call in ended:
+            self._end_revoked(call)
+        for victim in victims:
+            for worker in list(state.fleet.pool(*victim).workers.values()):
+                self._workers.kill(worker, "revoked", failed=False)
+        if request.kind == "client_key":
+            self._drop_key(subject)
+
+    def _victims(self, origin: Origin, request: Revoke) -> list[tuple[str, str]] | None:
+        """Name the versions that lose their right by a revocation; None when it was refused."""
+        state = self._state
+        subject = request.id
+        if request.kind == "plugin_version":
+            plugin, _, version = subject.partition("@")
+            entry = self._version(origin, request.request_id, plugin, version)
+            if entry is None:
+                return None
+            if not state.inventory.may(entry, "revoke"):
+                state.refuse(origin, request.request_id, RefusalCode.REVOKED, where="$.id")
+                return None
+            return [(plugin, version)]
+        if request.kind == "grant":
+            plugin, _, capability = subject.partition(" ")
+            record = state.inventory.plugins.get(plugin)
+            if record is None or capability not in record.grants:
+                state.refuse(origin, request.request_id, RefusalCode.CAPABILITY_NOT_GRANTED,
+                             where="$.id")
+                return None
+            return [(plugin, version) for version in record.versions]
+        if request.kind == "publisher_key":
+            return [
+                (record.plugin, entry.version)
+                for record in state.inventory.plugins.values()
+                for entry in record.versions.values() if subject in entry.signing_keys
+            ]
+        if subject not in state.keys:
+            state.refuse(origin, request.request_id, RefusalCode.KEY_UNKNOWN, where="$.id")
+            return None
+        return []
+
+    def _drop_key(self, key_id: str) -> None:
+        state = self._state
+        key = state.keys[key_id]
+        state.do(SetKeys("front.omega" if key.role == "omega" else "front.admin", {
+            entry.public_key: entry.key_id for entry in state.keys.values()
+            if entry.key_id != key_id and (entry.role == "omega") == (key.role == "omega")
+        }))
+
+    # --- reads ---
+
+    def _list(self, origin: Origin, request: ListPlugins) -> None:
+        state = self._state
+        names = sorted(
+            name for name, record in state.inventory.plugins.items()
+            if record.versions and (request.after is None or name > request.after)
+        )
+        page = names[: request.limit]
+        state.send(origin, Plugins(
+            request_id=request.request_id,
+            plugins=tuple(self._entry(state.inventory.plugins[name]) for name in page),
+            next_after=page[-1] if len(names) > len(page) else None,
+        ))
+
+    def _entry(self, record: PluginRecord) -> PluginEntry:
+        state = self._state
+        shown = record.enabled or record.highest
+        loaded = state.plugins.get((record.plugin, shown))
+        return PluginEntry(
+            plugin=record.plugin,
+            description=loaded.manifest.description if loaded else "",
+            enabled_version=record.enabled,
+            highest_version=record.highest,
+            versions=len(record.versions),
+            workers=sum(len(pool.workers) for pool in state.fleet.pools_of(record.plugin)),
+        )
+
+    def _get(self, origin: Origin, request: GetPlugin) -> None:
+        state = self._state
+        record = state.inventory.plugins.get(request.plugin)
+        if record is None or not record.versions:
+            state.refuse(origin, request.request_id, RefusalCode.UNKNOWN_PLUGIN, where="$.plugin")
+            return
+        loaded = state.plugins.get((record.plugin, record.enabled or record.highest))
+        state.send(origin, Plugin(
+            request_id=request.request_id,
+            plugin=record.plugin,
+            versions=tuple(
+                VersionEntry(version=entry.version, state=entry.state,
+                             bundle_sha256=entry.bundle_sha256, publisher=entry.publisher,
+                             api_version=entry.api_version, registered_seq=entry.registered_seq)
+                for entry in record.versions.values()
+            ),
+            manifest=loaded.manifest_bytes if loaded else None,
+            grants=tuple(sorted(record.grants)),
+        ))
+
+    def _status(self, origin: Origin, request: Status) -> None:
+        state = self._state
+        records = state.inventory.plugins.values()
+        shown: Literal["serving", "draining", "degraded"] = (
+            "degraded" if state.degraded else "serving"
+        )
+        if state.gateway != "serving":
+            shown = "draining"
+        state.send(origin, StatusReport(
+            request_id=request.request_id,
+            state=shown,
+            domain=state.config.domain,
+            gateway_version=state.edge.gateway_version,
+            api_version=API_VERSION,
+            log_id=state.edge.log_id,
+            ledger_size=state.ledger_size,
+            uptime_us=max(0, state.now - state.began_us),
+            in_flight=len(state.calls),
+            in_flight_max=state.config.limits.in_flight_max,
+            plugins=sum(1 for record in records if record.versions),
+            enabled=sum(1 for record in records if record.enabled is not None),
+            workers=tuple(
+                WorkerEntry(incarnation=worker.incarnation, plugin=worker.plugin,
+                            version=worker.version, state=worker.state,
+                            in_flight=len(worker.calls), calls=worker.served, pid=worker.pid)
+                for worker in state.fleet.by_incarnation.values()
+            ),
+            trust_version=state.trust.version,
+            policy_sha256=state.policy_sha256,
+            degraded=tuple(sorted(state.degraded)),
+        ))
+
+
+def loaded_plugin(manifest: PluginManifest, bundle: Bundle) -> LoadedPlugin:
+    """Make a registered version ready to be called: compile its schemas, keep its signed bytes."""
+    return LoadedPlugin(
+        manifest=manifest,
+        manifest_bytes=decode_base64(read_envelope(bundle.envelope).payload, "payload"),
+        bundle_sha256=bundle.sha256,
+        validators={
+            schema_id: compile_schema(bytes(schema))
+            for schema_id, schema in manifest.schemas.items()
+        },
+    )
+
+
+def _ascii(text: str) -> str:
+    """Keep a person's or a bundle's words printable in the ledger."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text[:1024])

@@ -1,0 +1,354 @@
+"""The core: told what arrived and what happened, it answers with effects. Pure.
+
+Rules this file keeps:
+- For any bytes from anyone it returns effects; any exception is a bug.
+- Every frame is an event, in or out or dropped. Only OMEGA's invocations start anything; what a
+  worker starts is refused and costs the worker its life.
+- An accepted invocation ends exactly once, by the first end that `broker.lifecycle` allows.
+- Time (monotonic and wall, us), ids and nonces come in from the shell; the core never asks.
+
+It leaves workers' lives to `broker.supervision`, operators' requests and reads to
+`broker.administration`, payloads to `broker.orchestrator.calls`, and every socket, file and process
+to `broker.gateway`. Source: specification sections 4, 5, 7; the race table of docs/WIRE.md.
+"""
+
+from __future__ import annotations
+
+from broker.administration import Administration
+from broker.effects import Effect, Origin
+from broker.invocations import Invocations
+from broker.lifecycle import GATEWAY, MAY_SEND
+from broker.orchestrator.calls import Call
+from broker.orchestrator.fleet import Pool, Worker
+from broker.state import State
+from broker.supervision import Supervision
+from schemas import codec
+from schemas.events import EventFields, FrameDrop, FrameIn, InvokeEnd, InvokeRefuse, Plane
+from schemas.messages import (
+    CallFailure,
+    CallProgress,
+    CallResult,
+    Cancel,
+    FromAdmin,
+    FromOmega,
+    FromWorker,
+    Invoke,
+    Pong,
+    ProbeReport,
+    Ready,
+)
+from schemas.refusals import RefusalCode
+
+
+class Core:
+    """The gateway's decisions. Every public method takes the time and returns effects in order."""
+
+    def __init__(self, state: State) -> None:
+        """Take the memory that the shell filled from the home and the ledger."""
+        self.state = state
+        self._invocations = Invocations(state, start=self._start)
+        self._workers = Supervision(
+            state, lost=self._invocations.lost, room=self._invocations.dispatch
+        )
+        self._administration = Administration(
+            state, self._workers, self._invocations.end_revoked
+        )
+
+    def _start(self, pool: Pool) -> None:
+        self._workers.ensure(pool)
+
+    # --- time ---
+
+    def next_deadline(self) -> int | None:
+        """Say when `tick` must be called at the latest, in monotonic us, or None."""
+        return self.state.next_deadline()
+
+    def tick(self, now: int) -> list[Effect]:
+        """Do what is due by now: deadlines, back-offs, silences, counts of bad frames."""
+        state = self._at(now)
+        for plane, peer, count, size in state.drops.settle(now):
+            state.append(
+                FrameDrop(plane=plane, peer=peer, code=RefusalCode.FRAME_MALFORMED,
+                          bytes=size, count=count, where="counted")
+            )
+        while (due := state.due()) is not None:
+            kind, key = due
+            if kind == "call":
+                self._invocations.deadline(key)
+            elif kind == "backoff":
+                plugin, _, version = key.partition("@")
+                pool = state.fleet.pool(plugin, version)
+                if pool.queue:
+                    self._workers.ensure(pool)
+            elif kind == "stop":
+                self._stop()
+            else:
+                self._worker_due(kind, key)
+        return state.take()
+
+    def _worker_due(self, kind: str, incarnation: str) -> None:
+        worker = self.state.fleet.by_incarnation.get(incarnation)
+        if worker is None:
+            return
+        if kind == "start":
+            self._workers.start_overdue(worker)
+        elif kind == "ping":
+            self._workers.ping_due(worker)
+            self._workers.renew(worker)
+        elif kind == "drain" and worker.state == "draining":
+            self._workers.kill(worker, "drain_timeout", failed=False)
+        elif kind == "abort" and any(at <= self.state.now for at in worker.aborted.values()):
+            self._workers.kill(worker, "abort_ignored")
+
+    def _at(self, now: int) -> State:
+        self.state.wall_us += max(0, now - self.state.now)
+        self.state.now = now
+        return self.state
+
+    # --- the ledger speaks back ---
+
+    def recorded(self, fields: EventFields, seq: int) -> None:
+        """Take in an event that the shell has put into the ledger; the inventory is their fold."""
+        state = self.state
+        state.ledger_size = seq + 1
+        state.inventory.apply(fields, seq)
+        if isinstance(fields, InvokeEnd):
+            self._invocations.recorded(fields, seq)
+
+    # --- clients ---
+
+    def from_omega(self, origin: Origin, frame: bytes, now: int) -> list[Effect]:
+        """Take one frame from front.omega."""
+        return self._from_client(origin, frame, now, codec.from_omega)
+
+    def from_admin(self, origin: Origin, frame: bytes, now: int) -> list[Effect]:
+        """Take one frame from front.admin."""
+        return self._from_client(origin, frame, now, codec.from_admin)
+
+    def _from_client(
+        self,
+        origin: Origin,
+        frame: bytes,
+        now: int,
+        decoder: codec.Decoder[FromOmega] | codec.Decoder[FromAdmin],
+    ) -> list[Effect]:
+        state = self._at(now)
+        try:
+            request = decoder.decode(frame)
+        except codec.WireError as error:
+            self._refuse_frame(origin, frame, error)
+            return state.take()
+        kind = str(request.__struct_config__.tag)
+        state.append(
+            FrameIn(plane=origin.front, peer=origin.key_id, type=kind, bytes=len(frame),
+                    request_id=request.request_id)
+        )
+        code = self._forbidden(origin, kind)
+        if code is None and not state.window(origin.key_id).admit(
+            request.request_id, state.wall_us
+        ):
+            code = RefusalCode.DUPLICATE_REQUEST
+        if code is not None:
+            self._refuse_request(origin, request, code)
+        elif isinstance(request, Invoke):
+            self._invocations.invoke(origin, request)
+        elif isinstance(request, Cancel):
+            self._invocations.cancel(origin, request)
+        else:
+            self._administration.handle(origin, request)
+        return state.take()
+
+    def _forbidden(self, origin: Origin, kind: str) -> RefusalCode | None:
+        key = self.state.keys.get(origin.key_id)
+        if key is None or origin.key_id in self.state.inventory.revoked_keys:
+            return RefusalCode.KEY_REVOKED
+        fits = (key.role == "omega") == (origin.front == "front.omega")
+        if not fits or (key.role, kind) not in MAY_SEND:
+            return RefusalCode.ROLE_NOT_ALLOWED
+        return None
+
+    def _refuse_frame(self, origin: Origin, frame: bytes, error: codec.WireError) -> None:
+        state = self.state
+        if not state.drop(origin.front, origin.key_id, error.code, len(frame), error.where):
+            return
+        state.refuse(origin, codec.request_id_of(frame), error.code, str(error),
+                     where=error.where, hint=error.hint, receipt=True)
+
+    def _refuse_request(
+        self, origin: Origin, request: FromOmega | FromAdmin, code: RefusalCode
+    ) -> None:
+        state = self.state
+        end = state.window(origin.key_id).end_of(request.request_id)
+        duplicate = code is RefusalCode.DUPLICATE_REQUEST
+        hint = f"the first one ended at event {end}" if duplicate and end is not None else ""
+        if isinstance(request, Invoke):
+            state.append(
+                InvokeRefuse(request_id=request.request_id, peer=origin.key_id, code=code,
+                             plugin=request.plugin, method=request.method,
+                             first_end_seq=end if duplicate else None)
+            )
+            state.refuse(origin, request.request_id, code, hint=hint, receipt=True,
+                         known_size=request.known_size)
+            return
+        state.refuse(origin, request.request_id, code, hint=hint)
+
+    # --- workers ---
+
+    def from_worker(self, incarnation: str, frame: bytes, now: int) -> list[Effect]:
+        """Take one frame from one worker's socket."""
+        state = self._at(now)
+        worker = state.fleet.by_incarnation.get(incarnation)
+        if worker is None:
+            state.drop("worker", incarnation, RefusalCode.WORKER_PROTOCOL_VIOLATION, len(frame))
+            return state.take()
+        try:
+            message = codec.from_worker.decode(frame)
+        except codec.WireError as error:
+            code = error.code
+            if codec.is_client_request(frame):
+                code = RefusalCode.PLUGIN_ORIGIN_ROUTING
+            self._violation(worker, code, len(frame), error.where)
+            return state.take()
+        number = getattr(message, "call", None)
+        known = worker.calls.get(number) if number is not None else None
+        state.append(
+            FrameIn(plane="worker", peer=incarnation, type=str(message.__struct_config__.tag),
+                    bytes=len(frame), call=number,
+                    request_id=known.request_id if known else None)
+        )
+        worker.heard_us = now
+        if not self._from_known_worker(worker, message, known):
+            self._violation(worker, RefusalCode.WORKER_PROTOCOL_VIOLATION, len(frame),
+                            str(message.__struct_config__.tag))
+        return state.take()
+
+    def _from_known_worker(
+        self, worker: Worker, message: FromWorker, call: Call | None
+    ) -> bool:
+        """Handle a decoded message; False when the worker had no business sending it."""
+        if isinstance(message, CallResult | CallFailure):
+            late = worker.aborted.pop(message.call, None) is not None
+            if call is None and not late:
+                return False
+            worker.served += 1
+            if call is not None and isinstance(message, CallResult):
+                self._invocations.result(call, message)
+            elif call is not None and isinstance(message, CallFailure):
+                self._invocations.failure(call, message)
+            self._served(worker, clean=isinstance(message, CallResult))
+            return True
+        if isinstance(message, CallProgress):
+            if call is None:
+                return message.call in worker.aborted
+            self._invocations.progress(call, message)
+            return True
+        if isinstance(message, Ready):
+            return self._workers.ready(worker, message)
+        if isinstance(message, ProbeReport):
+            return self._workers.probed(worker, message)
+        if isinstance(message, Pong):
+            return self._workers.pong(worker, message)
+        return self._workers.bye(worker, message)
+
+    def _served(self, worker: Worker, *, clean: bool) -> None:
+        pool = self.state.fleet.pool(worker.plugin, worker.version)
+        if clean:
+            pool.failures = 0
+        self._invocations.dispatch(pool)
+        self._workers.renew(worker)
+
+    def _violation(self, worker: Worker, code: RefusalCode, size: int, where: str) -> None:
+        self.state.drop("worker", worker.incarnation, code, size, where)
+        self._workers.kill(worker, str(code))
+
+    # --- what the shell saw ---
+
+    def worker_started(self, incarnation: str, pid: int | None, now: int) -> list[Effect]:
+        """A worker's process exists."""
+        worker = self._at(now).fleet.by_incarnation.get(incarnation)
+        if worker is not None:
+            worker.pid = pid
+        return self.state.take()
+
+    def worker_exited(
+        self, incarnation: str, status: int | None, signal: int | None, now: int
+    ) -> list[Effect]:
+        """A worker's process is gone."""
+        worker = self._at(now).fleet.by_incarnation.get(incarnation)
+        if worker is not None:
+            self._workers.gone(worker, "exit", status=status, signal=signal)
+        return self.state.take()
+
+    def spawn_failed(self, incarnation: str, reason: str, now: int) -> list[Effect]:
+        """A worker's process could not be made."""
+        worker = self._at(now).fleet.by_incarnation.get(incarnation)
+        if worker is not None:
+            worker.exit_detail = "".join(c if " " <= c <= "~" else "?" for c in reason[:200])
+            self._workers.gone(worker, "start_failed")
+        return self.state.take()
+
+    def worker_intruded(self, incarnation: str, now: int) -> list[Effect]:
+        """A second handshake came for a worker's socket: the incarnation ends."""
+        state = self._at(now)
+        state.drop("worker", incarnation, RefusalCode.CONNECTION_REFUSED, 0)
+        worker = state.fleet.by_incarnation.get(incarnation)
+        if worker is not None:
+            self._workers.kill(worker, str(RefusalCode.CONNECTION_REFUSED))
+        return state.take()
+
+    def connections_refused(
+        self, plane: Plane, count: int, where: str, now: int
+    ) -> list[Effect]:
+        """Connections ended before they were authenticated; they got nothing."""
+        state = self._at(now)
+        state.append(
+            FrameDrop(plane=plane, peer="unknown", code=RefusalCode.HANDSHAKE_REFUSED,
+                      count=count, where=where)
+        )
+        return state.take()
+
+    def miscounted(
+        self, plane: Plane, peer: str, origin: Origin | None, frames: int, size: int, now: int
+    ) -> list[Effect]:
+        """A message did not have exactly one body frame."""
+        state = self._at(now)
+        worker = state.fleet.by_incarnation.get(peer)
+        if worker is not None:
+            self._violation(worker, RefusalCode.FRAME_COUNT, size, f"{frames} frames")
+        elif state.drop(plane, peer, RefusalCode.FRAME_COUNT, size, f"{frames} frames") and origin:
+            state.refuse(origin, None, RefusalCode.FRAME_COUNT, f"found {frames} frames",
+                         receipt=True)
+        return state.take()
+
+    # --- stopping ---
+
+    def drain(self, now: int) -> list[Effect]:
+        """Begin to stop: take no new call, let those in flight finish within `drain_ms`."""
+        state = self._at(now)
+        after = GATEWAY.get((state.gateway, "drain"))
+        if after is not None:
+            state.gateway = after
+            state.later(now + state.config.times.drain_ms * 1000, "stop", "")
+        return state.take()
+
+    def stop(self, now: int) -> list[Effect]:
+        """Stop now: what is still in flight ends as abandoned, every worker is ended."""
+        self._at(now)
+        self._stop()
+        return self.state.take()
+
+    def _stop(self) -> None:
+        state = self.state
+        after = GATEWAY.get((state.gateway, "stop"))
+        if after is None:
+            return
+        for call in list(state.calls.values()):
+            self._invocations.finish(call, "abandon", "abandoned", RefusalCode.ABANDONED)
+        for worker in list(state.fleet.by_incarnation.values()):
+            self._workers.kill(worker, "stopped", failed=False)
+        state.gateway = after
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in flight, so that a drain may end."""
+        return not self.state.calls

@@ -1,0 +1,389 @@
+"""The loop: drain, decide, ledger, commit, send. The only place where effects happen.
+
+Rules this file keeps:
+- Persist, then speak: what a turn decided is appended in the order of the decisions, committed by
+  one
+  write and one flush, and only then sent, spawned or killed.
+- Nothing but the commit may block. Starts and exits of workers come back as arrivals.
+- When the ledger fails, everything queued is dropped, without a reply, and the process ends with
+  74.
+
+It leaves decisions to `broker.core`, sockets to `broker.transport`, bytes on disk to
+`broker.ledger` and start-up to `broker.serve`. Source: specification INV-PNP-07, INV-PNP-10;
+docs/ARCHITECTURE.md.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import msgspec
+
+from broker.arrivals import (
+    Arrival,
+    FrontFrames,
+    HandshakesRefused,
+    OversizedMessage,
+    Readable,
+    WorkerDisconnected,
+    WorkerFrames,
+    WorkerIntruder,
+)
+from broker.core import Core
+from broker.effects import (
+    Append,
+    Effect,
+    Evidence,
+    Kill,
+    Order,
+    Origin,
+    Send,
+    SetKeys,
+    Spawn,
+    StoreBundle,
+)
+from broker.launchers.external import ExternalLauncher
+from broker.launchers.local import Exited, LocalLauncher, Started
+from broker.ledger import Appended, Ledger
+from broker.ledger.errors import PositionUnknown
+from broker.transport import Transport
+from schemas import codec
+from schemas.events import EventFields, FrameOut, LedgerClose, ReplyUndeliverable
+from schemas.launch import LaunchDocument
+from schemas.messages import (
+    Consistency,
+    Head,
+    Proof,
+    Receipt,
+    Refusal,
+    Reply,
+    RequestStory,
+    Run,
+)
+from schemas.refusals import REFUSALS, RefusalCode
+
+TURN_MS_MAX: Final = 1_000
+STORIES_MAX: Final = 20_000
+STORY_EVENTS_MAX: Final = 64
+LAUNCH_VALID_US: Final = 60_000_000
+
+
+class BundleStore(Protocol):
+    """Where bundles lie, by digest."""
+
+    def store(self, bundle_sha256: str, data: bytes) -> None:
+        """Keep a bundle, durable when this returns."""
+
+    def path(self, bundle_sha256: str) -> str:
+        """Give the path of a bundle's file."""
+
+
+class Gateway:
+    """The running broker. Call `run` once; it returns the process's exit status."""
+
+    def __init__(
+        self,
+        *,
+        core: Core,
+        ledger: Ledger,
+        transport: Transport,
+        launcher: LocalLauncher,
+        external: ExternalLauncher,
+        bundles: BundleStore,
+        signals_fd: int,
+        log: Callable[[str, dict[str, str | int]], None],
+    ) -> None:
+        """Take every part, already open. `signals_fd` gives one byte for each signal."""
+        self._core = core
+        self._ledger = ledger
+        self._transport = transport
+        self._launcher = launcher
+        self._external = external
+        self._bundles = bundles
+        self._signals_fd = signals_fd
+        self._log = log
+        self._last = Appended(0, "")
+        self._outbox: list[tuple[Origin | str, bytes, FrameOut]] = []
+        self._after: list[Spawn | Kill | SetKeys] = []
+        self._stories: OrderedDict[str, list[int]] = OrderedDict()
+        self._consistency: tuple[int, int, tuple[str, ...]] = (0, 0, ())
+        transport.watch(launcher.fd)
+        transport.watch(signals_fd)
+
+    # --- the loop ---
+
+    def run(self) -> int:
+        """Serve until drained. Returns 0; raises `LedgerFailure` when the ledger latched."""
+        core = self._core
+        while core.state.gateway != "stopped":
+            self.turn(self._transport.poll(self._timeout_ms()))
+            if core.state.gateway == "draining" and core.idle:
+                self._perform(core.stop(_now()))
+                self._conclude()
+        self.append(LedgerClose(reason="drained"))
+        self._ledger.commit()
+        return 0
+
+    def _timeout_ms(self) -> int:
+        if self._ledger.pending:
+            return 0
+        deadline = self._core.next_deadline()
+        if deadline is None:
+            return TURN_MS_MAX
+        # Rounded up, so that a turn does not come a moment before what it waits for.
+        return max(0, min(TURN_MS_MAX, (deadline - _now()) // 1000 + 1))
+
+    def turn(self, arrivals: list[Arrival]) -> None:
+        """Take what arrived, decide all of it, commit once, then act."""
+        for arrival in arrivals:
+            self._perform(self._decide(arrival, _now()))
+        deadline = self._core.next_deadline()
+        now = _now()
+        if deadline is not None and deadline <= now:
+            self._perform(self._core.tick(now))
+        self._conclude()
+
+    def _decide(self, arrival: Arrival, now: int) -> list[Effect]:
+        core = self._core
+        if isinstance(arrival, WorkerFrames):
+            if len(arrival.frames) == 1:
+                return core.from_worker(arrival.incarnation, arrival.frames[0], now)
+            size = sum(map(len, arrival.frames))
+            return core.miscounted(
+                "worker", arrival.incarnation, None, len(arrival.frames), size, now
+            )
+        if isinstance(arrival, FrontFrames):
+            origin, frames = arrival.origin, arrival.frames
+            if len(frames) != 1:
+                return core.miscounted(
+                    origin.front, origin.key_id, origin, len(frames), sum(map(len, frames)), now
+                )
+            if origin.front == "front.omega":
+                return core.from_omega(origin, frames[0], now)
+            return core.from_admin(origin, frames[0], now)
+        if isinstance(arrival, Readable):
+            return self._readable(arrival.fd, now)
+        if isinstance(arrival, HandshakesRefused):
+            return core.connections_refused(arrival.plane, arrival.count, arrival.where, now)
+        if isinstance(arrival, OversizedMessage):
+            return core.miscounted(
+                arrival.plane, arrival.peer, None, arrival.frames, arrival.bytes, now
+            )
+        if isinstance(arrival, WorkerIntruder):
+            return core.worker_intruded(arrival.incarnation, now)
+        if isinstance(arrival, WorkerDisconnected):
+            return core.worker_exited(arrival.incarnation, None, None, now)
+        return []
+
+    def _readable(self, fd: int, now: int) -> list[Effect]:
+        """A signal came, or the launcher has something to tell."""
+        core = self._core
+        effects: list[Effect] = []
+        if fd == self._signals_fd:
+            for _ in os.read(fd, 64):
+                draining = core.state.gateway != "serving"
+                effects += core.stop(now) if draining else core.drain(now)
+            return effects
+        for report in self._launcher.receive():
+            if isinstance(report, Started):
+                self._transport.admit_worker(report.incarnation, report.pid, os.getuid())
+                effects += core.worker_started(report.incarnation, report.pid, now)
+            elif isinstance(report, Exited):
+                effects += core.worker_exited(
+                    report.incarnation, report.status, report.signal, now
+                )
+            else:
+                effects += core.spawn_failed(report.incarnation, report.reason, now)
+        return effects
+
+    # --- performing ---
+
+    def append(self, fields: EventFields) -> Appended:
+        """Put one event into the ledger's present batch and tell the core where it lies."""
+        appended = self._ledger.append(fields)
+        self._core.recorded(fields, appended.seq)
+        request_id = getattr(fields, "request_id", None)
+        if request_id is not None:
+            self._remember(request_id, appended.seq)
+        return appended
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Append):
+                self._last = self.append(effect.fields)
+            elif isinstance(effect, Send):
+                self._send(effect)
+            elif isinstance(effect, Order):
+                self._order(effect)
+            elif isinstance(effect, StoreBundle):
+                self._bundles.store(effect.bundle_sha256, effect.data)
+            elif isinstance(effect, Evidence):
+                self._send(Send(effect.to, self._evidence(effect)))
+            else:
+                self._after.append(effect)
+
+    def _send(self, effect: Send) -> None:
+        message = effect.message
+        if effect.receipt:
+            message = msgspec.structs.replace(message, receipt=self._receipt(effect.known_size))
+        frame = codec.encode(message)
+        event = FrameOut(
+            plane=effect.to.front, peer=effect.to.key_id,
+            type=str(message.__struct_config__.tag), bytes=len(frame),
+            request_id=message.request_id,
+            code=message.code if isinstance(message, Refusal) else None,
+        )
+        self.append(event)
+        self._outbox.append((effect.to, frame, event))
+
+    def _order(self, effect: Order) -> None:
+        message = effect.message
+        frame = codec.encode(message)
+        run = message if isinstance(message, Run) else None
+        event = FrameOut(
+            plane="worker", peer=effect.incarnation, type=str(message.__struct_config__.tag),
+            bytes=len(frame), request_id=run.request_id if run else None,
+            call=getattr(message, "call", None), purpose=run.purpose if run else None,
+        )
+        self.append(event)
+        self._outbox.append((effect.incarnation, frame, event))
+
+    def _conclude(self) -> None:
+        """Make the turn durable, then let out what it decided."""
+        ledger = self._ledger
+        if ledger.pending:
+            ledger.commit()
+        outbox, self._outbox = self._outbox, []
+        after, self._after = self._after, []
+        for to, frame, event in outbox:
+            outcome = (
+                self._transport.send_worker(to, frame) if isinstance(to, str)
+                else self._transport.send(to, frame)
+            )
+            if outcome != "sent":
+                self._undeliverable(to, event, "full" if outcome == "full" else "gone")
+        for effect in after:
+            if isinstance(effect, Spawn):
+                self._spawn(effect)
+            elif isinstance(effect, Kill):
+                self._transport.close_worker(effect.incarnation)
+                self._launcher.kill(effect.incarnation)
+            else:
+                self._transport.set_keys(effect.front, effect.keys)
+        if ledger.checkpoint_due():
+            ledger.checkpoint()
+
+    def _undeliverable(self, to: Origin | str, event: FrameOut, reason: str) -> None:
+        """Say in the ledger that a frame did not leave; a worker that does not listen is lost."""
+        self.append(ReplyUndeliverable(
+            plane=event.plane, peer=event.peer, type=event.type,
+            reason="full" if reason == "full" else "gone",
+            request_id=event.request_id, call=event.call,
+        ))
+        if isinstance(to, str):
+            self._perform(self._core.worker_exited(to, None, None, _now()))
+
+    def _spawn(self, effect: Spawn) -> None:
+        endpoint = self._transport.open_worker(effect.incarnation)
+        workers = self._core.state.config.workers
+        document = LaunchDocument(
+            format="omega-launch/1",
+            incarnation=effect.incarnation,
+            plugin=effect.plugin,
+            version=effect.version,
+            plugin_digest=effect.bundle_sha256,
+            bundle=self._bundles.path(effect.bundle_sha256),
+            endpoint=endpoint.endpoint,
+            server_key=endpoint.server_key,
+            worker_secret_key=endpoint.worker_secret_key,
+            limits=effect.limits,
+            grants=effect.grants,
+            expires_at_us=time.time_ns() // 1000 + LAUNCH_VALID_US,
+            calls_max=workers.calls_max,
+            minutes_max=workers.minutes_max,
+            pool_size=workers.pool_size,
+        )
+        data = msgspec.json.encode(document)
+        if effect.launcher == "external":
+            self._transport.admit_worker(effect.incarnation, None, os.getuid())
+            self._external.launch(effect.plugin, data)
+        else:
+            self._launcher.launch(effect.incarnation, data)
+
+    # --- evidence ---
+
+    def _receipt(self, known_size: int | None) -> Receipt:
+        """Point at the event that was appended last; add the checkpoint a client lacks."""
+        ledger = self._ledger
+        if known_size is None or ledger.head_size <= known_size:
+            return Receipt(
+                log_id=ledger.log_id, seq=self._last.seq, event_hash=self._last.event_hash
+            )
+        if self._consistency[:2] != (known_size, ledger.head_size):
+            hashes = ledger.prove_consistency(known_size) if known_size else []
+            self._consistency = (
+                known_size, ledger.head_size, tuple(entry.hex() for entry in hashes)
+            )
+        return Receipt(
+            log_id=ledger.log_id, seq=self._last.seq, event_hash=self._last.event_hash,
+            checkpoint=ledger.head, consistency=self._consistency[2],
+        )
+
+    def _evidence(self, effect: Evidence) -> Reply:
+        ledger = self._ledger
+        ask = effect.request_id
+        try:
+            if effect.query == "head":
+                return Head(
+                    request_id=ask, checkpoint=ledger.head, verifier_key=ledger.verifier_key
+                )
+            if effect.query == "prove":
+                hashes = ledger.prove(effect.number)
+                return Proof(
+                    request_id=ask, seq=effect.number, checkpoint=ledger.head,
+                    line=ledger.line(effect.number).decode().rstrip("\n"),
+                    hashes=tuple(entry.hex() for entry in hashes),
+                )
+            if effect.query == "prove_consistency":
+                path = ledger.prove_consistency(effect.number) if effect.number else []
+                return Consistency(
+                    request_id=ask, old_size=effect.number, checkpoint=ledger.head,
+                    hashes=tuple(entry.hex() for entry in path),
+                )
+        except PositionUnknown:
+            code = (RefusalCode.SEQ_UNKNOWN if effect.query == "prove"
+                    else RefusalCode.SIZE_UNKNOWN)
+            return _refusal(ask, code)
+        seqs = self._stories.get(effect.target)
+        if seqs is None:
+            return _refusal(ask, RefusalCode.REQUEST_UNKNOWN)
+        durable = [seq for seq in seqs if seq < ledger.head_size]
+        return RequestStory(
+            request_id=ask, target=effect.target,
+            lines=tuple(ledger.line(seq).decode().rstrip("\n") for seq in durable),
+        )
+
+    def _remember(self, request_id: str, seq: int) -> None:
+        """Keep the positions of recent requests' events for `show_request`, bounded."""
+        seqs = self._stories.get(request_id)
+        if seqs is None:
+            seqs = self._stories[request_id] = []
+            if len(self._stories) > STORIES_MAX:
+                self._stories.popitem(last=False)
+        if len(seqs) < STORY_EVENTS_MAX:
+            seqs.append(seq)
+
+
+def _refusal(request_id: str, code: RefusalCode) -> Refusal:
+    info = REFUSALS[code]
+    return Refusal(
+        request_id=request_id, code=code, message=f"{info.title}. {info.reason}", hint=info.remedy
+    )
+
+
+def _now() -> int:
+    return time.monotonic_ns() // 1000

@@ -1,0 +1,354 @@
+"""Invocations: accepted or refused, given to a worker, and ended exactly once.
+
+Rules this file keeps: nothing runs that OMEGA did not ask for and the inventory does not serve; the
+first end that `broker.lifecycle.CALL` allows is the only one; every refusal and every end is an
+event, and its reply carries that event's receipt; when a call ends, its commitment key is
+forgotten.
+
+It leaves frames to `broker.core`, workers' lives to `broker.supervision` and payloads to
+`broker.orchestrator.calls`. Source: specification sections 4 and 7; the race table of docs/WIRE.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from broker.effects import Origin
+from broker.lifecycle import CALL, GATEWAY, CallEvent
+from broker.orchestrator.calls import (
+    Call,
+    LoadedPlugin,
+    Misfit,
+    checked_output,
+    commitment,
+    fingerprint,
+    input_misfit,
+    output_digest,
+    payload_bytes,
+)
+from broker.orchestrator.fleet import Pool
+from broker.state import State
+from broker.trust.versions import version_request_matches
+from schemas.events import InvokeAccept, InvokeEnd, InvokeRefuse
+from schemas.messages import (
+    Abort,
+    CallFailure,
+    CallProgress,
+    CallResult,
+    Cancel,
+    Cancelled,
+    Invoke,
+    Progress,
+    Result,
+    Run,
+    Usage,
+)
+from schemas.payloads import PAYLOAD_KINDS, preimage
+from schemas.refusals import RefusalCode
+
+Outcome = Literal["result", "refused", "cancelled", "revoked", "deadline", "lost", "abandoned"]
+
+
+class Invocations:
+    """Decides about calls. `start` asks for a worker when one is needed."""
+
+    def __init__(self, state: State, *, start: Callable[[Pool], None]) -> None:
+        """Share the core's memory."""
+        self._state = state
+        self._start = start
+        self._key_of_end: dict[str, str] = {}
+
+    def recorded(self, end: InvokeEnd, seq: int) -> None:
+        """Remember where an end lies, so that a duplicate can be told."""
+        key_id = self._key_of_end.pop(end.request_id, None)
+        if key_id is not None:
+            self._state.window(key_id).ended(end.request_id, seq)
+
+    # --- invocations ---
+
+    def invoke(self, origin: Origin, request: Invoke) -> None:
+        """Accept one invocation and give it to a worker or a queue, or refuse it."""
+        state = self._state
+        found = self._callable(request)
+        if isinstance(found, Misfit):
+            self._refuse(origin, request, found)
+            return
+        version, loaded = found
+        declared = loaded.manifest.methods[request.method]
+        misfit = input_misfit(request.payload, declared, loaded)
+        if misfit is not None:
+            self._refuse(origin, request, misfit)
+            return
+        plain = preimage(request.payload)
+        timeout_ms = min(
+            request.timeout_ms, declared.timeout_ms, state.policy.limits.timeout_ms_max
+        )
+        call = Call(
+            number=state.next_call, request_id=request.request_id, origin=origin,
+            known_size=request.known_size, plugin=request.plugin, version=version,
+            method=request.method, loaded=loaded, payload=request.payload,
+            commitment_key=request.commitment_key, arrived_us=state.now,
+            deadline_us=state.now + timeout_ms * 1000,
+        )
+        state.next_call += 1
+        if declared.deterministic:
+            call.input_fingerprint = fingerprint(
+                state.edge.determinism_key, call.plugin, version, call.method, plain
+            )
+        state.calls[call.request_id] = call
+        state.append(
+            InvokeAccept(
+                request_id=call.request_id, peer=origin.key_id, plugin=call.plugin,
+                version=version, bundle_sha256=loaded.bundle_sha256, method=call.method,
+                input_kind=PAYLOAD_KINDS[type(request.payload)],
+                input_bytes=payload_bytes(request.payload),
+                input_commitment=commitment(request.commitment_key, "input", plain),
+                timeout_ms=timeout_ms, input_fingerprint=call.input_fingerprint,
+            )
+        )
+        state.later(call.deadline_us, "call", call.request_id)
+        pool = state.fleet.pool(call.plugin, version)
+        pool.queue.append(call)
+        self.dispatch(pool)
+        if pool.queue:
+            self._start(pool)
+
+    def _callable(self, request: Invoke) -> tuple[str, LoadedPlugin] | Misfit:
+        """Find the version that serves a request, or say why none does."""
+        state = self._state
+        if ("serving", "accept") not in GATEWAY or state.gateway != "serving":
+            return Misfit(RefusalCode.DRAINING, "")
+        if len(state.calls) >= state.config.limits.in_flight_max:
+            return Misfit(
+                RefusalCode.IN_FLIGHT_LIMIT, f"{len(state.calls)} calls are in flight"
+            )
+        record = state.inventory.plugins.get(request.plugin)
+        if record is None or not record.versions:
+            return Misfit(RefusalCode.UNKNOWN_PLUGIN, "", "$.plugin")
+        enabled = state.inventory.enabled(request.plugin)
+        if enabled is None:
+            states = {entry.state for entry in record.versions.values()}
+            if "quarantined" in states and not states & {"registered", "disabled"}:
+                return Misfit(RefusalCode.PLUGIN_QUARANTINED, "", "$.plugin")
+            if states == {"revoked"}:
+                return Misfit(RefusalCode.REVOKED, "", "$.plugin")
+            return Misfit(RefusalCode.PLUGIN_NOT_ENABLED, "", "$.plugin")
+        wanted = request.version
+        if wanted is not None and not version_request_matches(wanted, enabled.version):
+            return Misfit(
+                RefusalCode.UNKNOWN_VERSION,
+                f"{enabled.version} is enabled, asked for was {wanted}", "$.version",
+            )
+        loaded = state.plugins.get((request.plugin, enabled.version))
+        if loaded is None:
+            return Misfit(RefusalCode.PLUGIN_QUARANTINED, "its bundle is damaged", "$.plugin")
+        if request.method not in loaded.manifest.methods:
+            return Misfit(RefusalCode.UNKNOWN_METHOD, "", "$.method")
+        pool = state.fleet.pool(request.plugin, enabled.version)
+        if not pool.expecting and state.fleet.in_crash_loop(pool, state.now):
+            return Misfit(RefusalCode.WORKER_CRASH_LOOP, "", "$.plugin")
+        return enabled.version, loaded
+
+    def _refuse(self, origin: Origin, request: Invoke, misfit: Misfit) -> None:
+        state = self._state
+        retry_after_ms = None
+        if misfit.code in (RefusalCode.IN_FLIGHT_LIMIT, RefusalCode.DRAINING):
+            retry_after_ms = state.config.times.backoff_ms_min
+        if misfit.code is RefusalCode.WORKER_CRASH_LOOP:
+            retry_after_ms = state.config.times.backoff_ms_max
+        where = "".join(c if " " <= c <= "~" else "?" for c in misfit.where[:200])
+        state.append(
+            InvokeRefuse(request_id=request.request_id, peer=origin.key_id, code=misfit.code,
+                         where=where, plugin=request.plugin, method=request.method,
+                         retry_after_ms=retry_after_ms)
+        )
+        state.refuse(origin, request.request_id, misfit.code, misfit.sentence, where=where,
+                     hint=misfit.hint, retry_after_ms=retry_after_ms, receipt=True,
+                     known_size=request.known_size)
+
+    def dispatch(self, pool: Pool) -> None:
+        """Give waiting calls to workers that have room."""
+        state = self._state
+        while pool.queue:
+            worker = pool.best()
+            if worker is None:
+                return
+            call = pool.queue.popleft()
+            margin_us = state.config.times.reply_margin_ms * 1000
+            left_ms = (call.deadline_us - state.now - margin_us) // 1000
+            if left_ms <= 0:
+                pool.queue.appendleft(call)
+                self.finish(call, "deadline", "deadline", RefusalCode.DEADLINE_EXCEEDED)
+                continue
+            call.state = CALL[call.state, "dispatch"]
+            call.incarnation = worker.incarnation
+            worker.step("run")
+            worker.calls[call.number] = call
+            worker.called_us = state.now
+            state.order(
+                worker.incarnation,
+                Run(call=call.number, method=call.method, payload=call.payload,
+                    timeout_ms=left_ms, request_id=call.request_id),
+            )
+
+    # --- ends ---
+
+    def finish(
+        self,
+        call: Call,
+        event: CallEvent,
+        outcome: Outcome,
+        code: RefusalCode | None = None,
+        sentence: str = "",
+        *,
+        failure: CallFailure | None = None,
+        misfit: Misfit | None = None,
+        usage: Usage | None = None,
+        tell: bool = True,
+    ) -> bool:
+        """End a call without a result; False when the table knows no such end any more."""
+        reached = call.reached
+        if not self._leave(call, event):
+            return False
+        state = self._state
+        failed = failure or CallFailure(call=call.number, code="plugin_error")
+        message = None if failure is None else failure.plugin_message
+        usage = usage or failed.usage
+        used, allowed = failed.used, failed.allowed
+        if misfit is not None:
+            used, allowed = misfit.used, misfit.allowed
+        state.append(
+            InvokeEnd(
+                request_id=call.request_id, outcome=outcome, reached=reached, code=code,
+                incarnation=call.incarnation, used=used, allowed=allowed,
+                message_commitment=None if message is None
+                else commitment(call.commitment_key, "output", message.encode()),
+                cpu_ms=usage.cpu_ms if usage else None,
+                wall_ms=usage.wall_ms if usage else None,
+                max_rss_kb_upper_bound=usage.max_rss_kb_upper_bound if usage else None,
+                duration_us=state.now - call.arrived_us,
+            )
+        )
+        if tell and code is not None:
+            state.refuse(call.origin, call.request_id, code, sentence,
+                         where=misfit.where if misfit else "", plugin_message=message,
+                         hint=_denied_hint(failed.denied), usage=usage, receipt=True,
+                         known_size=call.known_size)
+        return True
+
+    def _leave(self, call: Call, event: CallEvent) -> bool:
+        """Take a call out of every place it is in, if the table lets it end this way."""
+        if CALL.get((call.state, event)) != "ended":
+            return False
+        state = self._state
+        if call.state == "queued":
+            state.fleet.pool(call.plugin, call.version).queue.remove(call)
+        else:
+            worker = state.fleet.by_incarnation.get(call.incarnation or "")
+            if worker is not None and worker.calls.pop(call.number, None) is not None and (
+                event in ("cancel", "deadline", "revoke", "abandon")
+            ):
+                worker.aborted[call.number] = state.now + state.config.times.abort_ms * 1000
+                state.later(worker.aborted[call.number], "abort", worker.incarnation)
+                state.order(worker.incarnation, Abort(call=call.number))
+        call.state = "ended"
+        del state.calls[call.request_id]
+        self._key_of_end[call.request_id] = call.origin.key_id
+        return True
+
+    def lost(self, call: Call, code: RefusalCode, sentence: str) -> None:
+        """End a call that no worker can answer any more."""
+        self.finish(call, "worker_lost", "lost", code, sentence)
+
+    def end_revoked(self, call: Call) -> None:
+        """End a call whose plugin, key or grant was taken back."""
+        self.finish(call, "revoke", "revoked", RefusalCode.REVOKED)
+
+    def deadline(self, request_id: str) -> None:
+        """End a call whose time is over, if it is still open."""
+        call = self._state.calls.get(request_id)
+        if call is not None and call.deadline_us <= self._state.now:
+            self.finish(call, "deadline", "deadline", RefusalCode.DEADLINE_EXCEEDED)
+
+    def cancel(self, origin: Origin, request: Cancel) -> None:
+        """End a call of the same key, or say that it had ended before."""
+        state = self._state
+        call = state.calls.get(request.target)
+        if call is not None and call.origin.key_id == origin.key_id:
+            reached = call.reached
+            self.finish(call, "cancel", "cancelled", RefusalCode.CANCELLED)
+            state.send(
+                origin,
+                Cancelled(request_id=request.request_id, outcome="cancelled", reached=reached),
+                receipt=True, known_size=request.known_size,
+            )
+        elif state.window(origin.key_id).end_of(request.target) is not None:
+            state.send(
+                origin,
+                Cancelled(request_id=request.request_id, outcome="too_late", reached="answered"),
+            )
+        else:
+            state.refuse(origin, request.request_id, RefusalCode.REQUEST_UNKNOWN, where="$.target")
+
+    def result(self, call: Call, message: CallResult) -> None:
+        """Hold a worker's output against the manifest and answer OMEGA."""
+        state = self._state
+        payload, misfit = checked_output(call, message.payload)
+        if misfit is not None:
+            self.finish(call, "failure", "refused", misfit.code, misfit.sentence, misfit=misfit,
+                         usage=message.usage)
+            return
+        if not self._leave(call, "result"):
+            return
+        plain = preimage(payload)
+        size = payload_bytes(payload)
+        usage = Usage(
+            cpu_ms=message.usage.cpu_ms, wall_ms=message.usage.wall_ms,
+            max_rss_kb_upper_bound=message.usage.max_rss_kb_upper_bound, output_bytes=size,
+        )
+        state.append(
+            InvokeEnd(
+                request_id=call.request_id, outcome="result", reached="answered",
+                incarnation=call.incarnation, output_kind=PAYLOAD_KINDS[type(payload)],
+                output_bytes=size,
+                output_commitment=commitment(call.commitment_key, "output", plain),
+                output_fingerprint=None if call.input_fingerprint is None else fingerprint(
+                    state.edge.determinism_key, call.plugin, call.version, call.method, plain
+                ),
+                cpu_ms=usage.cpu_ms, wall_ms=usage.wall_ms,
+                max_rss_kb_upper_bound=usage.max_rss_kb_upper_bound,
+                duration_us=state.now - call.arrived_us,
+            )
+        )
+        state.send(
+            call.origin,
+            Result(request_id=call.request_id, payload=payload, usage=usage,
+                   output_sha256=output_digest(plain), plugin=call.plugin, version=call.version),
+            receipt=True, known_size=call.known_size,
+        )
+
+    def failure(self, call: Call, message: CallFailure) -> None:
+        """End a call as its worker says it failed."""
+        code = RefusalCode(message.code)
+        deadline = code is RefusalCode.DEADLINE_EXCEEDED
+        sentence = ""
+        if message.used is not None and message.allowed is not None:
+            sentence = f"used {message.used}, allowed {message.allowed}"
+        self.finish(call, "failure", "deadline" if deadline else "refused", code, sentence,
+                     failure=message)
+
+    def progress(self, call: Call, message: CallProgress) -> None:
+        """Pass a running call's word on how far it is."""
+        call.state = CALL[call.state, "progress"]
+        self._state.send(
+            call.origin,
+            Progress(request_id=call.request_id, permille=message.permille, note=message.note),
+        )
+
+
+def _denied_hint(denied: str | None) -> str:
+    """Word the sandbox's hint: a claim that comes from hostile code and is marked as one."""
+    if not denied:
+        return ""
+    return f"the plugin's process says that the sandbox denied: {denied}"

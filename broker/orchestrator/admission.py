@@ -1,0 +1,100 @@
+"""Admission: a request id once, a bounded number of calls, and bounded words about bad frames.
+
+Rules this file keeps: the window of request ids is bounded in time and number and is refilled from
+the ledger at a start; bad frames beyond a rate are counted, one event a second; time is an argument
+in us.
+
+It leaves the refusal's form to `broker.core`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from schemas.events import Plane
+
+
+class RequestWindow:
+    """The request ids of one key within the window, each with the position of its end, if any."""
+
+    def __init__(self, *, entries_max: int, window_us: int) -> None:
+        """Begin empty, with a bound in entries and one in us."""
+        self._entries_max = entries_max
+        self._window_us = window_us
+        self._seen: dict[bytes, int] = {}
+        self._ends: dict[bytes, int] = {}
+
+    def admit(self, request_id: str, now_us: int) -> bool:
+        """Remember a request id; False when it was used within the window."""
+        self._forget(now_us)
+        key = UUID(request_id).bytes
+        if key in self._seen:
+            return False
+        self._seen[key] = now_us
+        return True
+
+    def ended(self, request_id: str, seq: int) -> None:
+        """Remember where the end of a request lies in the ledger."""
+        key = UUID(request_id).bytes
+        if key in self._seen:
+            self._ends[key] = seq
+
+    def end_of(self, request_id: str) -> int | None:
+        """Give the position of a request's end, or None while it is open or was no invocation."""
+        return self._ends.get(UUID(request_id).bytes)
+
+    def __contains__(self, request_id: str) -> bool:
+        """Say whether this id was used within the window."""
+        return UUID(request_id).bytes in self._seen
+
+    def _forget(self, now_us: int) -> None:
+        horizon = now_us - self._window_us
+        while self._seen:
+            oldest = next(iter(self._seen))
+            if self._seen[oldest] > horizon and len(self._seen) < self._entries_max:
+                return
+            del self._seen[oldest]
+            self._ends.pop(oldest, None)
+
+
+@dataclass(slots=True)
+class _Second:
+    began_us: int
+    told: int = 0
+    counted: int = 0
+    bytes: int = 0
+
+
+class DropBudget:
+    """How many bad frames of one peer are told one by one; the rest is counted."""
+
+    def __init__(self, *, per_second_max: int) -> None:
+        """Begin with a bound in events a second for each peer."""
+        self._per_second_max = per_second_max
+        self._seconds: dict[tuple[Plane, str], _Second] = {}
+
+    def tell(self, plane: Plane, peer: str, size: int, now_us: int) -> bool:
+        """Say whether this drop is told on its own; otherwise it is counted."""
+        second = self._seconds.setdefault((plane, peer), _Second(now_us))
+        if second.told < self._per_second_max:
+            second.told += 1
+            return True
+        second.counted += 1
+        second.bytes += size
+        return False
+
+    def due_us(self) -> int | None:
+        """Say when the next count is due, or None."""
+        if not self._seconds:
+            return None
+        return min(second.began_us for second in self._seconds.values()) + 1_000_000
+
+    def settle(self, now_us: int) -> Iterator[tuple[Plane, str, int, int]]:
+        """Give (plane, peer, count, bytes) of every second that is over and counted something."""
+        over = [key for key, s in self._seconds.items() if s.began_us + 1_000_000 <= now_us]
+        for plane, peer in over:
+            second = self._seconds.pop((plane, peer))
+            if second.counted:
+                yield plane, peer, second.counted, second.bytes

@@ -1,0 +1,140 @@
+"""The fleet: which incarnations there are, what each is doing, and when a start may be tried again.
+
+Rules this file keeps: a worker serves one version of one plugin for its whole life; a call waits in
+the queue of its version and nowhere else; failed starts back off exponentially and stop at a cap;
+times are in us.
+
+It leaves effects and events to `broker.core`. Source: docs/ARCHITECTURE.md, section "Workers".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from broker.config import TimesConfig, WorkersConfig
+from broker.lifecycle import WORKER, WorkerEvent, WorkerState
+from broker.orchestrator.calls import Call
+
+RecycleReason = Literal["calls", "minutes", "killed", "upgrade", "operator"]
+
+
+@dataclass(slots=True)
+class Worker:
+    """One incarnation. `calls` are in flight; `aborted` wait for the worker's last word."""
+
+    incarnation: str
+    plugin: str
+    version: str
+    grants: tuple[str, ...]
+    concurrency: int
+    started_us: int
+    state: WorkerState = "starting"
+    pid: int | None = None
+    calls: dict[int, Call] = field(default_factory=dict)
+    aborted: dict[int, int] = field(default_factory=dict)
+    served: int = 0
+    heard_us: int = 0
+    called_us: int = 0
+    pinged: bytes | None = None
+    probe: int = 0
+    nonce: bytes = b""
+    recycle: RecycleReason | None = None
+    drain_until_us: int | None = None
+    exit_detail: str = ""
+
+    @property
+    def room(self) -> int:
+        """How many more calls it may be given now."""
+        if self.state != "ready":
+            return 0
+        return self.concurrency - len(self.calls) - len(self.aborted)
+
+    def step(self, event: WorkerEvent) -> bool:
+        """Take the table's transition; False when there is none, and then nothing changed."""
+        after = WORKER.get((self.state, event))
+        if after is None:
+            return False
+        self.state = after
+        return True
+
+
+@dataclass(slots=True)
+class Pool:
+    """One version's workers, its waiting calls, and its luck with starting."""
+
+    plugin: str
+    version: str
+    workers: dict[str, Worker] = field(default_factory=dict)
+    queue: deque[Call] = field(default_factory=deque)
+    failures: int = 0
+    not_before_us: int = 0
+
+    def best(self) -> Worker | None:
+        """Give the ready worker with the most room, or None."""
+        best = max(self.workers.values(), key=lambda worker: worker.room, default=None)
+        return best if best is not None and best.room > 0 else None
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a worker is on its way or serving, so that no other need be started."""
+        return any(
+            worker.state in ("starting", "probing", "ready") for worker in self.workers.values()
+        )
+
+
+class Fleet:
+    """Every pool and every incarnation."""
+
+    def __init__(self, times: TimesConfig, workers: WorkersConfig) -> None:
+        """Begin with no worker."""
+        self._times = times
+        self._config = workers
+        self.pools: dict[tuple[str, str], Pool] = {}
+        self.by_incarnation: dict[str, Worker] = {}
+
+    def pool(self, plugin: str, version: str) -> Pool:
+        """Give the pool of one version."""
+        key = (plugin, version)
+        pool = self.pools.get(key)
+        if pool is None:
+            pool = self.pools[key] = Pool(plugin, version)
+        return pool
+
+    def pools_of(self, plugin: str) -> Iterator[Pool]:
+        """Give every pool of one plugin."""
+        return (pool for (name, _), pool in list(self.pools.items()) if name == plugin)
+
+    def add(self, worker: Worker) -> None:
+        """Take a new incarnation in."""
+        self.by_incarnation[worker.incarnation] = worker
+        self.pool(worker.plugin, worker.version).workers[worker.incarnation] = worker
+
+    def remove(self, worker: Worker) -> None:
+        """Forget an incarnation that is gone."""
+        self.by_incarnation.pop(worker.incarnation, None)
+        self.pool(worker.plugin, worker.version).workers.pop(worker.incarnation, None)
+
+    def failed(self, pool: Pool, now_us: int) -> None:
+        """Count a failure and set the time before which no start is tried."""
+        pool.failures += 1
+        wait_ms = min(
+            self._times.backoff_ms_max, self._times.backoff_ms_min * 2 ** min(pool.failures - 1, 20)
+        )
+        if pool.failures >= self._config.crash_loop_max:
+            wait_ms = self._times.backoff_ms_max
+        pool.not_before_us = now_us + wait_ms * 1000
+
+    def in_crash_loop(self, pool: Pool, now_us: int) -> bool:
+        """Say whether the cap is reached and the last back-off is not over."""
+        return pool.failures >= self._config.crash_loop_max and now_us < pool.not_before_us
+
+    def recycle_reason(self, worker: Worker, now_us: int) -> RecycleReason | None:
+        """Say why a worker should be replaced by now, or None."""
+        if worker.served >= self._config.calls_max:
+            return "calls"
+        if now_us - worker.started_us >= self._config.minutes_max * 60_000_000:
+            return "minutes"
+        return None

@@ -1,0 +1,190 @@
+"""What the core remembers, and the effects of the turn that is being decided.
+
+Rules this file keeps: one object holds all of the core's memory; effects are only ever added, in
+the order in which they must happen. Everything here is plain data or a small pure object.
+
+It leaves decisions to `broker.core`, `broker.supervision` and `broker.administration`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from broker.config import GatewayConfig
+from broker.effects import Append, Effect, Order, Origin, Send
+from broker.inventory import Inventory
+from broker.lifecycle import GatewayState
+from broker.orchestrator.admission import DropBudget, RequestWindow
+from broker.orchestrator.calls import Call, LoadedPlugin
+from broker.orchestrator.fleet import Fleet
+from schemas.events import EventFields, FrameDrop, Plane
+from schemas.messages import Refusal, Reply, ToWorker, Usage
+from schemas.names import Role
+from schemas.policy import Policy
+from schemas.refusals import REFUSALS, RefusalCode
+from schemas.trust import TrustRoot
+
+TimerKind = Literal["call", "start", "backoff", "abort", "ping", "drain", "idle", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    """One client's public key, as Z85 text, and the role it has."""
+
+    key_id: str
+    role: Role
+    public_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What only the outside world can give: fresh ids and nonces, and secrets read at the start."""
+
+    new_incarnation: Callable[[], str]
+    new_nonce: Callable[[], bytes]
+    determinism_key: bytes = field(repr=False)
+    log_id: str = ""
+    gateway_version: str = ""
+
+
+class State:
+    """The core's memory. `now` is monotonic in us, `wall_us` the wall time of the same moment."""
+
+    def __init__(
+        self,
+        *,
+        config: GatewayConfig,
+        policy: Policy,
+        trust: TrustRoot,
+        trust_sha256: str,
+        policy_sha256: str,
+        keys: dict[str, KnownKey],
+        inventory: Inventory,
+        plugins: dict[tuple[str, str], LoadedPlugin],
+        edge: Edge,
+    ) -> None:
+        """Begin with what the home and the ledger say, and no worker."""
+        self.config = config
+        self.policy = policy
+        self.trust = trust
+        self.trust_sha256 = trust_sha256
+        self.policy_sha256 = policy_sha256
+        self.keys = keys
+        self.inventory = inventory
+        self.plugins = plugins
+        self.edge = edge
+        self.fleet = Fleet(config.times, config.workers)
+        self.drops = DropBudget(per_second_max=config.limits.bad_frames_per_s_max)
+        self.windows: dict[str, RequestWindow] = {}
+        self.calls: dict[str, Call] = {}
+        self.gateway: GatewayState = "serving"
+        self.degraded: set[str] = set()
+        self.next_call = 1
+        self.now = 0
+        self.wall_us = 0
+        self.began_us = 0
+        self.ledger_size = 0
+        self._timers: list[tuple[int, int, TimerKind, str]] = []
+        self._timer_number = 0
+        self._effects: list[Effect] = []
+
+    # --- effects ---
+
+    def take(self) -> list[Effect]:
+        """Give the effects decided so far and begin a new list."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    def do(self, effect: Effect) -> None:
+        """Decide one effect."""
+        self._effects.append(effect)
+
+    def append(self, fields: EventFields) -> None:
+        """Decide that an event is ledgered."""
+        self._effects.append(Append(fields))
+
+    def send(
+        self, to: Origin, message: Reply, *, receipt: bool = False, known_size: int | None = None
+    ) -> None:
+        """Decide a reply; `receipt` names the event decided right before it."""
+        self._effects.append(Send(to, message, receipt, known_size))
+
+    def order(self, incarnation: str, message: ToWorker) -> None:
+        """Decide a message to a worker."""
+        self._effects.append(Order(incarnation, message))
+
+    def refuse(
+        self,
+        to: Origin,
+        request_id: str | None,
+        code: RefusalCode,
+        sentence: str = "",
+        *,
+        where: str = "",
+        hint: str = "",
+        retry_after_ms: int | None = None,
+        plugin_message: str | None = None,
+        usage: Usage | None = None,
+        receipt: bool = False,
+        known_size: int | None = None,
+    ) -> None:
+        """Decide a refusal with the words of its page where none are given."""
+        info = REFUSALS[code]
+        refusal = Refusal(
+            request_id=request_id,
+            code=code,
+            message=f"{info.title}: {sentence}" if sentence else f"{info.title}. {info.reason}",
+            where=where,
+            hint=hint or info.remedy,
+            retry_after_ms=retry_after_ms,
+            plugin_message=plugin_message,
+            usage=usage,
+        )
+        self.send(to, refusal, receipt=receipt, known_size=known_size)
+
+    def drop(
+        self, plane: Plane, peer: str, code: RefusalCode, size: int, where: str = ""
+    ) -> bool:
+        """Ledger a frame that was not let in; False when it is only counted by now."""
+        told = self.drops.tell(plane, peer, size, self.now)
+        if told:
+            place = "".join(c if " " <= c <= "~" else "?" for c in where[:200])
+            self.append(FrameDrop(plane=plane, peer=peer, code=code, bytes=size, where=place))
+        return told
+
+    # --- memory ---
+
+    def window(self, key_id: str) -> RequestWindow:
+        """Give the request-id window of one key."""
+        window = self.windows.get(key_id)
+        if window is None:
+            limits = self.config.limits
+            window = self.windows[key_id] = RequestWindow(
+                entries_max=limits.request_window, window_us=limits.request_window_ms * 1000
+            )
+        return window
+
+    # --- time ---
+
+    def later(self, at_us: int, kind: TimerKind, key: str) -> None:
+        """Ask to be woken at a time; whoever is woken checks whether it still matters."""
+        self._timer_number += 1
+        heapq.heappush(self._timers, (at_us, self._timer_number, kind, key))
+
+    def due(self) -> tuple[TimerKind, str] | None:
+        """Take the next timer that is due by `now`, or None."""
+        if self._timers and self._timers[0][0] <= self.now:
+            _, _, kind, key = heapq.heappop(self._timers)
+            return kind, key
+        return None
+
+    def next_deadline(self) -> int | None:
+        """Say when something is due next, in monotonic us, or None."""
+        times = [self._timers[0][0]] if self._timers else []
+        counted = self.drops.due_us()
+        if counted is not None:
+            times.append(counted)
+        return min(times, default=None)

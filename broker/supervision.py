@@ -1,0 +1,342 @@
+"""The workers' lives: started on demand, attested, witnessed, watched, replaced and ended.
+
+Rules this file keeps: nobody is routable before its attestation is accepted and its witness has
+passed; a witness that fails quarantines the version; a worker that is gone ends its calls at once;
+starts back off and stop at a cap. Legality is `broker.lifecycle.WORKER`.
+
+It leaves calls to `broker.core`, which hands in what to do with a lost one and with new room.
+Source: specification INV-PNP-05, INV-PNP-10; docs/ARCHITECTURE.md, section "Workers".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from broker.effects import Kill, Spawn
+from broker.orchestrator.calls import Call
+from broker.orchestrator.fleet import Pool, Worker
+from broker.policy import effective
+from broker.state import State
+from schemas.events import (
+    PluginQuarantine,
+    WorkerAttest,
+    WorkerExit,
+    WorkerProbe,
+    WorkerStart,
+    ZygoteRecycle,
+)
+from schemas.messages import Attestation, Bye, Drain, Ping, Pong, Probe, ProbeReport, Ready
+from schemas.refusals import RefusalCode
+from schemas.witness import failed_probes
+
+LANDLOCK_ABI_MIN = 6
+_NO_CAPABILITIES = "0" * 16
+
+LostCall = Callable[[Call, RefusalCode, str], None]
+
+
+def attestation_fault(attestation: Attestation) -> str | None:
+    """Say which layer an attestation shows to be missing, or None when all are there."""
+    expected: tuple[tuple[str, bool], ...] = (
+        ("no_new_privileges", attestation.no_new_privileges == 1),
+        ("seccomp_mode", attestation.seccomp_mode == 2),
+        ("seccomp_filters_zygote", attestation.seccomp_filters_zygote >= 1),
+        (
+            "seccomp_filters_call",
+            attestation.seccomp_filters_call > attestation.seccomp_filters_zygote,
+        ),
+        ("capabilities_effective", attestation.capabilities_effective == _NO_CAPABILITIES),
+        ("capabilities_bounding", attestation.capabilities_bounding == _NO_CAPABILITIES),
+        ("threads", attestation.threads == 1),
+        ("uid", attestation.uid != 0),
+        ("landlock_abi", attestation.landlock_abi >= LANDLOCK_ABI_MIN),
+        ("namespaces", len(attestation.namespaces) == 7),
+    )
+    return next((name for name, holds in expected if not holds), None)
+
+
+class Supervision:
+    """Decides about workers. `lost` ends a call, `room` dispatches what waits in a pool."""
+
+    def __init__(self, state: State, *, lost: LostCall, room: Callable[[Pool], None]) -> None:
+        """Share the core's memory and take the core's two answers."""
+        self._state = state
+        self._lost = lost
+        self._room = room
+
+    # --- starting ---
+
+    def ensure(self, pool: Pool) -> None:
+        """Start a worker for calls that wait, unless one is coming or the back-off holds."""
+        state = self._state
+        if pool.expecting or state.gateway != "serving":
+            return
+        if state.now < pool.not_before_us:
+            state.later(pool.not_before_us, "backoff", f"{pool.plugin}@{pool.version}")
+            return
+        if len(state.fleet.by_incarnation) >= state.config.limits.workers_max:
+            self.refuse_queue(pool, RefusalCode.WORKER_START_FAILED, "all workers are in use")
+            return
+        self._start(pool)
+
+    def _start(self, pool: Pool) -> Worker:
+        state = self._state
+        loaded = state.plugins[pool.plugin, pool.version]
+        manifest = loaded.manifest
+        granted = state.inventory.plugins[pool.plugin].grants
+        grants = effective(pool.plugin, manifest.capabilities, state.policy, granted).granted
+        launcher: Literal["local", "external"] = "local"
+        if pool.plugin in state.config.workers.external:
+            launcher = "external"
+        worker = Worker(
+            incarnation=state.edge.new_incarnation(),
+            plugin=pool.plugin,
+            version=pool.version,
+            grants=tuple(grants),
+            concurrency=manifest.limits.concurrency,
+            started_us=state.now,
+        )
+        state.fleet.add(worker)
+        state.append(
+            WorkerStart(
+                incarnation=worker.incarnation,
+                plugin=pool.plugin,
+                version=pool.version,
+                bundle_sha256=loaded.bundle_sha256,
+                launcher=launcher,
+                grants=worker.grants,
+            )
+        )
+        state.do(
+            Spawn(
+                incarnation=worker.incarnation,
+                plugin=pool.plugin,
+                version=pool.version,
+                bundle_sha256=loaded.bundle_sha256,
+                limits=manifest.limits,
+                grants=worker.grants,
+                launcher=launcher,
+            )
+        )
+        state.later(state.now + state.config.times.start_ms * 1000, "start", worker.incarnation)
+        return worker
+
+    # --- what a worker says about itself ---
+
+    def ready(self, worker: Worker, message: Ready) -> bool:
+        """Judge an attestation; False when the worker had no business sending one."""
+        if not worker.step("attested"):
+            return False
+        state = self._state
+        attestation = message.attestation
+        fault = attestation_fault(attestation)
+        state.append(
+            WorkerAttest(
+                incarnation=worker.incarnation,
+                accepted=fault is None,
+                pid=message.pid,
+                uid=attestation.uid,
+                landlock_abi=attestation.landlock_abi,
+                no_new_privileges=attestation.no_new_privileges,
+                seccomp_mode=attestation.seccomp_mode,
+                seccomp_filters_zygote=attestation.seccomp_filters_zygote,
+                seccomp_filters_call=attestation.seccomp_filters_call,
+                capabilities_effective=attestation.capabilities_effective,
+                capabilities_bounding=attestation.capabilities_bounding,
+                threads=attestation.threads,
+                base_filter_sha256=attestation.base_filter_sha256,
+                strict_filter_sha256=attestation.strict_filter_sha256,
+                namespaces=attestation.namespaces,
+                interpreter=attestation.interpreter,
+            )
+        )
+        if fault is not None:
+            self._quarantine(worker, "attestation_failed", fault)
+            return True
+        worker.concurrency = min(worker.concurrency, message.concurrency)
+        worker.heard_us = worker.called_us = state.now
+        worker.probe, worker.nonce = state.next_call, state.edge.new_nonce()
+        state.next_call += 1
+        state.order(worker.incarnation, Probe(probe=worker.probe, nonce=worker.nonce))
+        return True
+
+    def probed(self, worker: Worker, message: ProbeReport) -> bool:
+        """Judge a witness report; False when it answers no probe of ours."""
+        if worker.state != "probing" or message.probe != worker.probe:
+            return False
+        if message.nonce != worker.nonce:
+            return False
+        state = self._state
+        outcomes = {entry.name: entry.outcome for entry in message.outcomes}
+        failed = failed_probes(outcomes, worker.grants)
+        state.append(
+            WorkerProbe(
+                incarnation=worker.incarnation,
+                probe=worker.probe,
+                passed=not failed,
+                outcomes=dict(outcomes),
+                failed=failed,
+            )
+        )
+        if failed:
+            self._quarantine(worker, "probe_succeeded", ",".join(failed)[:200])
+            return True
+        worker.step("witnessed")
+        times = state.config.times
+        state.later(state.now + times.ping_interval_ms * 1000, "ping", worker.incarnation)
+        pool = state.fleet.pool(worker.plugin, worker.version)
+        for other in list(pool.workers.values()):
+            if other is not worker and other.recycle is not None and other.state == "ready":
+                self.drain(other)
+        self._room(pool)
+        return True
+
+    def pong(self, worker: Worker, message: Pong) -> bool:
+        """Take a sign of life; False when it answers no ping of ours."""
+        if worker.pinged is None or message.nonce != worker.pinged:
+            return False
+        worker.pinged = None
+        return True
+
+    def bye(self, worker: Worker, message: Bye) -> bool:
+        """A worker leaves in order; False when it still owes answers."""
+        if message.reason in ("sandbox_unavailable", "plugin_load_failed", "launch_refused"):
+            worker.exit_detail = f"{message.reason}: {message.detail}"[:1024]
+            code = {
+                "sandbox_unavailable": RefusalCode.SANDBOX_UNAVAILABLE,
+                "plugin_load_failed": RefusalCode.PLUGIN_LOAD_FAILED,
+            }.get(message.reason, RefusalCode.WORKER_START_FAILED)
+            pool = self._state.fleet.pool(worker.plugin, worker.version)
+            self.gone(worker, message.reason)
+            self.refuse_queue(pool, code, message.detail)
+            return True
+        if worker.calls or worker.state not in ("draining", "ready"):
+            return False
+        self.gone(worker, message.reason, failed=False)
+        return True
+
+    # --- ending ---
+
+    def drain(self, worker: Worker) -> None:
+        """Let a worker finish what it has and take nothing more."""
+        state = self._state
+        if not worker.step("drain"):
+            return
+        worker.drain_until_us = state.now + state.config.times.drain_ms * 1000
+        state.later(worker.drain_until_us, "drain", worker.incarnation)
+        state.order(worker.incarnation, Drain())
+
+    def kill(self, worker: Worker, reason: str, *, failed: bool = True) -> None:
+        """End a worker at once; its calls end as lost unless they were ended before."""
+        self._state.do(Kill(worker.incarnation))
+        self.gone(worker, reason, failed=failed)
+
+    def gone(
+        self,
+        worker: Worker,
+        reason: str,
+        *,
+        status: int | None = None,
+        signal: int | None = None,
+        failed: bool = True,
+    ) -> None:
+        """Write a worker off: its exit is an event, its calls are lost, its pool may start anew."""
+        state = self._state
+        if worker.state == "gone":
+            return
+        worker.step("exit")
+        state.fleet.remove(worker)
+        pool = state.fleet.pool(worker.plugin, worker.version)
+        state.append(
+            WorkerExit(
+                incarnation=worker.incarnation,
+                reason=reason,
+                status=status,
+                signal=signal,
+                calls=worker.served,
+                detail=worker.exit_detail,
+            )
+        )
+        state.do(Kill(worker.incarnation))
+        lost = list(worker.calls.values())
+        worker.calls.clear()
+        for call in lost:
+            self._lost(call, RefusalCode.WORKER_LOST, "the worker died while it had the call")
+        for other in pool.workers.values():
+            # A successor that did not come up leaves the old one serving and due again.
+            other.recycle = None
+        if failed:
+            state.fleet.failed(pool, state.now)
+            if state.fleet.in_crash_loop(pool, state.now):
+                self.refuse_queue(pool, RefusalCode.WORKER_CRASH_LOOP, "")
+        if pool.queue:
+            self.ensure(pool)
+
+    def refuse_queue(self, pool: Pool, code: RefusalCode, sentence: str) -> None:
+        """End every call that waits in a pool."""
+        while pool.queue:
+            self._lost(pool.queue[0], code, sentence)
+
+    def _quarantine(self, worker: Worker, reason: str, detail: str) -> None:
+        state = self._state
+        record = state.inventory.record(worker.plugin, worker.version)
+        if record is not None and state.inventory.may(record, "quarantine"):
+            state.append(
+                PluginQuarantine(
+                    plugin=worker.plugin,
+                    version=worker.version,
+                    reason="probe_succeeded"
+                    if reason == "probe_succeeded"
+                    else "attestation_failed",
+                    detail=detail,
+                )
+            )
+        pool = state.fleet.pool(worker.plugin, worker.version)
+        self.kill(worker, reason)
+        self.refuse_queue(pool, RefusalCode.PLUGIN_QUARANTINED, "")
+        for other in list(pool.workers.values()):
+            self.kill(other, reason)
+
+    # --- replacing ---
+
+    def renew(self, worker: Worker) -> None:
+        """Begin to replace a worker that is due: it serves until the new one is witnessed."""
+        state = self._state
+        reason = state.fleet.recycle_reason(worker, state.now)
+        pool = state.fleet.pool(worker.plugin, worker.version)
+        if reason is None or worker.recycle is not None or worker.state != "ready":
+            return
+        if state.gateway != "serving" or state.now < pool.not_before_us:
+            return
+        successor = self._start(pool)
+        worker.recycle = reason
+        state.append(
+            ZygoteRecycle(
+                incarnation=worker.incarnation, successor=successor.incarnation, reason=reason
+            )
+        )
+
+    # --- time ---
+
+    def start_overdue(self, worker: Worker) -> None:
+        """A worker that is not ready within its bound is ended."""
+        if worker.state in ("starting", "probing"):
+            self.kill(worker, "start_timeout")
+
+    def ping_due(self, worker: Worker) -> None:
+        """Ask a silent worker for a sign of life, and end one that stays silent."""
+        state = self._state
+        times = state.config.times
+        if worker.state not in ("ready", "draining"):
+            return
+        silence_us = state.now - worker.heard_us
+        if silence_us >= times.ping_silence_ms * 1000:
+            self.kill(worker, "silent")
+            return
+        if state.now - worker.called_us >= times.idle_worker_ms * 1000 and not worker.calls:
+            self.drain(worker)
+        elif silence_us >= times.ping_interval_ms * 1000 and worker.pinged is None:
+            worker.pinged = state.edge.new_nonce()
+            state.order(worker.incarnation, Ping(nonce=worker.pinged))
+        state.later(state.now + times.ping_interval_ms * 1000, "ping", worker.incarnation)
