@@ -1,0 +1,123 @@
+"""The eye on one socket's connections: counts, never stories.
+
+Rules this file keeps: libzmq's monitor is drained before anything else in a turn, because a full
+monitor stops the socket's io thread. Events are counted as they come, so that a flood of
+connections is a number. Only the events below are subscribed; ACCEPT_FAILED comes a hundred
+thousand times a second when descriptors run out, and is not.
+
+What the events say (libzmq 4.3.5): a peer without CURVE or with a wrong server key gives
+HANDSHAKE_FAILED_PROTOCOL, an unauthorised key HANDSHAKE_FAILED_AUTH with ZAP's status, a silent one
+HANDSHAKE_FAILED_NO_DETAIL; what is no ZeroMQ at all gives nothing but ACCEPTED and DISCONNECTED,
+which is therefore counted as a refusal too. Source: zmq_socket_monitor(3).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import zmq
+
+NOT_AUTHORISED: Final = "key not authorised"
+CROWDED: Final = "too many connections"
+WRONG_MECHANISM: Final = "no CURVE or a wrong server key"
+UNFINISHED: Final = "handshake not finished in time"
+NOT_ZMTP: Final = "not the ZeroMQ protocol"
+
+_EVENTS: Final = (
+    zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_EVENT: Final = struct.Struct("=HI")
+_EVENTS_PER_TURN: Final = 4096
+
+
+class ConnectionMonitor:
+    """Counts the connections of one bound socket and the handshakes that failed on it."""
+
+    def __init__(self, socket: zmq.Socket[bytes], name: str) -> None:
+        """Attach to `socket`, before it is bound; `name` is unique in the process."""
+        self._watched = socket
+        endpoint = f"inproc://monitor.{name}"
+        socket.monitor(endpoint, _EVENTS)
+        self.socket = socket.context.socket(zmq.PAIR)
+        self.socket.linger = 0
+        self.socket.connect(endpoint)
+        self.refused: dict[str, int] = {}
+        self.succeeded = 0
+        self.lost = 0
+        self._unfinished: dict[int, None] = {}
+        self._finished: set[int] = set()
+        self._failures_open = 0
+
+    def connections(self) -> int:
+        """How many connections are open, with those whose handshake is under way."""
+        return len(self._unfinished) + len(self._finished)
+
+    def drain(self) -> bool:
+        """Count waiting events, a bounded number; True when there may be more."""
+        for _ in range(_EVENTS_PER_TURN):
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return False
+            event, value = _EVENT.unpack(frames[0])
+            self._count(event, value)
+        return True
+
+    def close(self) -> None:
+        """Detach; the monitor is switched off before its reader goes."""
+        self._watched.disable_monitor()
+        self.socket.close()
+
+    def _count(self, event: int, value: int) -> None:
+        """Take one event.
+
+        HANDSHAKE_SUCCEEDED does not say which connection it is about: the oldest unfinished one is
+        taken. When that guess is wrong the mistaken connections swap places, and the sums stay
+        right.
+        """
+        if event == zmq.EVENT_ACCEPTED:
+            self._unfinished[value] = None
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self.succeeded += 1
+            self._finish_oldest()
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._disconnected(value)
+        else:
+            self._failures_open += 1
+            self._refuse(_reason(event, value))
+
+    def _finish_oldest(self) -> None:
+        oldest = next(iter(self._unfinished), None)
+        if oldest is not None:
+            del self._unfinished[oldest]
+            self._finished.add(oldest)
+
+    def _disconnected(self, descriptor: int) -> None:
+        if descriptor in self._finished:
+            self._finished.discard(descriptor)
+            if self._failures_open and self._unfinished:
+                self._failures_open -= 1
+                self._finish_oldest()
+            else:
+                self.lost += 1
+        elif descriptor in self._unfinished:
+            del self._unfinished[descriptor]
+            if self._failures_open:
+                self._failures_open -= 1
+            else:
+                self._refuse(NOT_ZMTP)
+        self._failures_open = min(self._failures_open, len(self._unfinished))
+
+    def _refuse(self, reason: str) -> None:
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+
+def _reason(event: int, value: int) -> str:
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        return CROWDED if value == 300 else NOT_AUTHORISED
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        return WRONG_MECHANISM
+    return UNFINISHED

@@ -1,0 +1,179 @@
+"""One socket under watch: whose it is, its connections, and its messages, bounded.
+
+Rules this file keeps: a turn takes a bounded number of messages; a message of too many frames is
+thrown away over as many turns as it needs and told as one fact; a front's frame without the user id
+that ZAP gave its connection is not handed on. It leaves meaning to `broker.core` and waiting to
+`broker.transport`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+import zmq
+
+from broker.arrivals import (
+    FRAMES_MAX,
+    Arrival,
+    FrontFrames,
+    HandshakesRefused,
+    OversizedMessage,
+    WorkerConnected,
+    WorkerDisconnected,
+    WorkerFrames,
+)
+from broker.effects import Front, Origin
+from broker.monitor import ConnectionMonitor
+from broker.sockets import ZmqSocket, unlink_socket
+from broker.zap import FrontDoor, WorkerDoor
+from schemas.events import Plane
+
+MESSAGES_PER_TURN: Final = 64
+FRAMES_DROPPED_PER_TURN: Final = 4096
+NO_USER_ID: Final = "frame without an authenticated key"
+
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_KEY_ID: Final = re.compile(r"[0-9a-f]{16}")
+
+
+class Station:
+    """A bound server socket with its monitor."""
+
+    rank = 3
+
+    def __init__(self, socket: ZmqSocket, plane: Plane, name: str, endpoint: str) -> None:
+        """Attach a monitor to `socket`, which is not bound yet."""
+        self.socket = socket
+        self.plane: Plane = plane
+        self.name = name
+        self.endpoint = endpoint
+        self.monitor = ConnectionMonitor(socket, name)
+        self._dropping: OversizedMessage | None = None
+
+    def drain(self, arrivals: list[Arrival]) -> bool:
+        """Take waiting messages, a bounded number; True when there may be more."""
+        try:
+            for _ in range(MESSAGES_PER_TURN):
+                if self._dropping is not None:
+                    self._drop(self._dropping, arrivals)
+                    return True
+                self._receive(arrivals)
+        except zmq.Again:
+            return False
+        return True
+
+    def report_connections(self, arrivals: list[Arrival]) -> bool:
+        """Tell what the monitor counted; True when there may be more."""
+        more = self.monitor.drain()
+        if self.monitor.refused:
+            arrivals.extend(
+                HandshakesRefused(self.plane, count, reason)
+                for reason, count in self.monitor.refused.items()
+            )
+            self.monitor.refused.clear()
+        return more
+
+    def close(self, linger_ms: int) -> None:
+        """Close socket and monitor and remove the endpoint's file."""
+        self.monitor.close()
+        self.socket.close(linger=linger_ms)
+        unlink_socket(self.endpoint)
+
+    def _receive(self, arrivals: list[Arrival]) -> None:
+        """Take one message. Raises zmq.Again when none waits."""
+        raise NotImplementedError
+
+    def _read_rest(self, frames: list[bytes], peer: str) -> bool:
+        """Add a message's remaining frames; False when there are too many and it is dropped."""
+        while self.socket.get(zmq.RCVMORE):
+            if len(frames) == FRAMES_MAX:
+                size = sum(map(len, frames))
+                self._dropping = OversizedMessage(self.plane, peer, len(frames), size)
+                return False
+            frames.append(self.socket.recv(_NOBLOCK))
+        return True
+
+    def _drop(self, so_far: OversizedMessage, arrivals: list[Arrival]) -> None:
+        """Throw away more frames of a message, and tell of it when it is over."""
+        frames, size = so_far.frames, so_far.bytes
+        for _ in range(FRAMES_DROPPED_PER_TURN):
+            size += len(self.socket.recv(_NOBLOCK))
+            frames += 1
+            if not self.socket.get(zmq.RCVMORE):
+                arrivals.append(OversizedMessage(self.plane, so_far.peer, frames, size))
+                self._dropping = None
+                return
+        self._dropping = OversizedMessage(self.plane, so_far.peer, frames, size)
+
+
+class MonitorStation:
+    """A station's monitor as a socket of its own; drained before everything else."""
+
+    rank = 0
+
+    def __init__(self, station: Station) -> None:
+        """Watch the connections of `station`."""
+        self.socket = station.monitor.socket
+        self.drain = station.report_connections
+
+
+class FrontStation(Station):
+    """A front's ROUTER."""
+
+    def __init__(self, socket: ZmqSocket, front: Front, endpoint: str, door: FrontDoor) -> None:
+        """Let `door` count this front's connections."""
+        super().__init__(socket, front, front, endpoint)
+        self.front: Front = front
+        self.door = door
+        door.connections = self.monitor.connections
+
+    def _receive(self, arrivals: list[Arrival]) -> None:
+        first = self.socket.recv(_NOBLOCK, copy=False)
+        try:
+            user_id = first.get("User-Id")
+        except zmq.ZMQError:
+            user_id = ""
+        key_id = user_id if isinstance(user_id, str) and _KEY_ID.fullmatch(user_id) else ""
+        frames = [self.socket.recv(_NOBLOCK)] if first.more else []
+        if not self._read_rest(frames, key_id or "unknown"):
+            return
+        if key_id:
+            arrivals.append(FrontFrames(Origin(self.front, key_id, first.bytes), frames))
+        else:
+            # Every connection gets a key id from our handler; this one came past it.
+            arrivals.append(HandshakesRefused(self.front, 1, NO_USER_ID))
+
+
+class WorkerStation(Station):
+    """One incarnation's DEALER; connected at most once in its life."""
+
+    rank = 2
+
+    def __init__(self, socket: ZmqSocket, endpoint: str, door: WorkerDoor) -> None:
+        """Serve the incarnation of `door`."""
+        super().__init__(socket, "worker", door.incarnation, endpoint)
+        self.door = door
+        self.state: Literal["awaited", "connected", "gone"] = "awaited"
+
+    def report_connections(self, arrivals: list[Arrival]) -> bool:
+        """Tell also when the worker came and went."""
+        more = super().report_connections(arrivals)
+        if self.monitor.succeeded:
+            self._came(arrivals)
+        if self.monitor.lost and self.state == "connected":
+            self.state = "gone"
+            arrivals.append(WorkerDisconnected(self.name))
+        return more
+
+    def _receive(self, arrivals: list[Arrival]) -> None:
+        frames = [self.socket.recv(_NOBLOCK)]
+        # A frame may be seen before the monitor's word; the connection is told first.
+        self._came(arrivals)
+        if self._read_rest(frames, self.name):
+            arrivals.append(WorkerFrames(self.name, frames))
+
+    def _came(self, arrivals: list[Arrival]) -> None:
+        if self.state == "awaited":
+            self.state = "connected"
+            arrivals.append(WorkerConnected(self.name))

@@ -1,0 +1,391 @@
+"""Every socket of the broker, on one thread: what arrives becomes facts, what leaves is never lost.
+
+Rules this file keeps:
+- Start in this order: versions, libc's `rand` seeded, ZAP handler, fronts with their options read
+  back, self-test, and only then the endpoints. Stop in the other order: fronts first, ZAP last.
+- Who speaks is the socket and, on a front, the user id that ZAP gave the connection. A routing id
+  is only the way back: never compared, logged or sent anywhere else.
+- A turn takes a bounded number of messages from each socket, monitors first, then handshakes,
+  workers and fronts. What is left is taken in the next turn.
+- ZMQ_FD tells of changes, not of states: a socket that was touched is asked again before the loop
+  sleeps, so no message waits for the next one to come.
+- A send never blocks. It says whether the message left, the peer is gone, or its queue is full.
+
+Why `rand`: a ROUTER numbers its peers from `rand()`, which libzmq does not seed; a peer that knows
+the next number can take it as its own routing id, and libzmq then aborts the process. Meaning of
+frames is left to `broker.core`, admission to `broker.zap`. Source: docs of zmq_getsockopt(3)
+(ZMQ_FD, ZMQ_EVENTS), zmq_setsockopt(3).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import select
+import time
+from typing import Final, Literal, NamedTuple, Protocol
+
+import zmq
+
+from broker.arrivals import (
+    Arrival,
+    FrontFrames,
+    HandshakesRefused,
+    OversizedMessage,
+    Readable,
+    WorkerConnected,
+    WorkerDisconnected,
+    WorkerFrames,
+    WorkerIntruder,
+)
+from broker.effects import Front, Origin
+from broker.keys import curve_bytes, curve_pair, new_curve_pair
+from broker.selftest import require_refusal
+from broker.sockets import (
+    TransportRefused,
+    ZmqContext,
+    ZmqSocket,
+    bind,
+    require_private_directory,
+    server_socket,
+)
+from broker.stations import FrontStation, MonitorStation, Station, WorkerStation
+from broker.zap import Doorkeeper, FrontDoor, WorkerDoor
+from schemas.names import FRAME_BYTES_MAX_WORKER
+from schemas.refusals import RefusalCode
+
+__all__ = [
+    "Arrival",
+    "FrontFrames",
+    "FrontSetup",
+    "HandshakesRefused",
+    "OversizedMessage",
+    "Readable",
+    "SendOutcome",
+    "Transport",
+    "TransportRefused",
+    "WorkerConnected",
+    "WorkerDisconnected",
+    "WorkerEndpoint",
+    "WorkerFrames",
+    "WorkerIntruder",
+]
+
+LIBZMQ_FLOOR: Final = (4, 3, 5)
+"""Oldest libzmq whose known remote defects are all mended."""
+
+SendOutcome = Literal["sent", "gone", "full"]
+
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+_FRONTS: Final[tuple[Front, Front]] = ("front.omega", "front.admin")
+
+
+class FrontSetup(NamedTuple):
+    """One front: where it listens, its secret, whom it admits (Z85 key to key id), its limits."""
+
+    endpoint: str
+    server_secret_z85: str
+    keys: dict[str, str]
+    bytes_max: int
+    high_water_mark: int
+    connections_max: int
+
+
+class WorkerEndpoint(NamedTuple):
+    """What a launch document needs to reach one worker's socket; both keys are Z85."""
+
+    endpoint: str
+    server_key: str
+    worker_secret_key: str
+
+
+class TransportLimits(NamedTuple):
+    """Bounds of all sockets: times in ms, sizes in bytes, queues in messages."""
+
+    handshake_ms: int = 2_000
+    worker_handshake_ms: int = 10_000
+    worker_bytes_max: int = FRAME_BYTES_MAX_WORKER
+    worker_high_water_mark: int = 256
+
+
+DEFAULT_LIMITS: Final = TransportLimits()
+
+
+class _Watched(Protocol):
+    """A socket of the loop: its place in a turn, and how it is drained."""
+
+    rank: int
+    socket: ZmqSocket
+
+    def drain(self, arrivals: list[Arrival]) -> bool:
+        """Take what waits, bounded; True when there may be more."""
+
+
+class Transport:
+    """The sockets of one broker; made by `open`, used from one thread."""
+
+    def __init__(self, run_directory: str, limits: TransportLimits) -> None:
+        """Make the context and the ZAP handler; `open` does the rest."""
+        self._run_directory = run_directory
+        self._limits = limits
+        self._context: ZmqContext = zmq.Context()
+        self._epoll = select.epoll()
+        self._watched: dict[int, _Watched] = {}
+        self._hot: set[_Watched] = set()
+        self._pending: list[Arrival] = []
+        self._fronts: dict[Front, FrontStation] = {}
+        self._workers: dict[str, WorkerStation] = {}
+        self._monitors: dict[Station, MonitorStation] = {}
+        self._doorkeeper = Doorkeeper(self._context)
+        self._add(self._doorkeeper)
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        omega: FrontSetup,
+        admin: FrontSetup,
+        run_directory: str,
+        limits: TransportLimits = DEFAULT_LIMITS,
+    ) -> Transport:
+        """Open both fronts, tried and ready; nobody can connect before the last step.
+
+        Args:
+            omega: the front of OMEGA.
+            admin: the front of operators and auditors.
+            run_directory: a folder of mode 0700 for the sockets of workers.
+            limits: bounds of all sockets.
+
+        Raises:
+            TransportRefused: a socket would be weaker than it must be, or an endpoint is in use.
+            ValueError: a key is malformed.
+        """
+        if zmq.zmq_version_info() < LIBZMQ_FLOOR or not zmq.has("curve"):
+            raise TransportRefused(
+                RefusalCode.MACHINE_UNSUPPORTED,
+                f"libzmq {zmq.zmq_version()} cannot be used: 4.3.5 with CURVE is needed",
+            )
+        require_private_directory(run_directory)
+        ctypes.CDLL(None).srand(secrets.randbits(32))
+        transport = cls(run_directory, limits)
+        try:
+            for front, setup in zip(_FRONTS, (omega, admin), strict=True):
+                transport._prepare_front(front, setup)
+            for station in transport._fronts.values():
+                bind(station.socket, station.endpoint)
+                station.endpoint = station.socket.get_string(zmq.LAST_ENDPOINT).rstrip("\x00")
+        except BaseException:
+            transport.close(linger_ms=0)
+            raise
+        return transport
+
+    def endpoint(self, front: Front) -> str:
+        """Give the address a front listens on, with the port the system chose for a wildcard."""
+        return self._fronts[front].endpoint
+
+    # --- The turn ---
+
+    def poll(self, timeout_ms: int) -> list[Arrival]:
+        """Wait until something arrives, and take a bounded part of it.
+
+        Args:
+            timeout_ms: the longest wait; -1 waits for ever.
+
+        Returns:
+            Facts in the order of the module's rules; none when the time is over.
+        """
+        arrivals, self._pending = self._pending, []
+        deadline = time.monotonic() + timeout_ms / 1000
+        wait_s = 0.0 if arrivals or self._hot else timeout_ms / 1000
+        while True:
+            for descriptor, _ in self._epoll.poll(wait_s):
+                watched = self._watched.get(descriptor)
+                if watched is None:
+                    arrivals.append(Readable(descriptor))
+                else:
+                    self._hot.add(watched)
+            if self._hot:
+                for watched in sorted(self._hot, key=_rank):
+                    if not watched.drain(arrivals):
+                        self._hot.discard(watched)
+            if arrivals:
+                return arrivals
+            wait_s = deadline - time.monotonic() if timeout_ms >= 0 else -1.0
+            if timeout_ms >= 0 and wait_s <= 0:
+                return arrivals
+            if self._hot:
+                wait_s = 0.0
+
+    def watch(self, fd: int) -> None:
+        """Tell of this descriptor too, with `Readable`, for as long as it is readable."""
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Stop telling of a descriptor; it must still be open."""
+        self._epoll.unregister(fd)
+
+    # --- Sending ---
+
+    def send(self, to: Origin, frame: bytes) -> SendOutcome:
+        """Send one frame to a client, or say why not; never blocks."""
+        station = self._fronts[to.front]
+        self._hot.add(station)
+        try:
+            station.socket.send(to.route, _NOBLOCK_MORE)
+            station.socket.send(frame, _NOBLOCK)
+        except zmq.Again:
+            return "full"
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                return "gone"
+            raise
+        return "sent"
+
+    def send_worker(self, incarnation: str, frame: bytes) -> SendOutcome:
+        """Send one frame to a worker, or say why not; never blocks."""
+        station = self._workers.get(incarnation)
+        if station is None or station.state != "connected":
+            return "gone"
+        self._hot.add(station)
+        try:
+            station.socket.send(frame, _NOBLOCK)
+        except zmq.Again:
+            return "full"
+        return "sent"
+
+    # --- Who may connect ---
+
+    def set_keys(self, front: Front, keys: dict[str, str]) -> None:
+        """Admit exactly these keys (Z85 to key id) at handshakes from now on.
+
+        Raises:
+            ValueError: a key is malformed.
+        """
+        self._fronts[front].door.keys = _raw_keys(keys)
+
+    def open_worker(self, incarnation: str) -> WorkerEndpoint:
+        """Open one worker's socket with fresh keys; nobody is admitted before `admit_worker`.
+
+        Raises:
+            TransportRefused: the path is taken or too long.
+        """
+        server, worker = new_curve_pair(), new_curve_pair()
+        endpoint = f"ipc://{os.path.join(self._run_directory, incarnation[:16])}.worker"
+        socket = server_socket(
+            self._context,
+            zmq.DEALER,
+            domain=incarnation,
+            secret_key=server.secret,
+            bytes_max=self._limits.worker_bytes_max,
+            high_water_mark=self._limits.worker_high_water_mark,
+            handshake_ms=self._limits.worker_handshake_ms,
+        )
+        door = WorkerDoor(incarnation, curve_bytes(worker.public))
+        station = WorkerStation(socket, endpoint, door)
+        try:
+            bind(socket, endpoint)
+        except TransportRefused:
+            station.monitor.close()
+            socket.close(linger=0)
+            raise
+        self._doorkeeper.register(incarnation, door)
+        self._workers[incarnation] = station
+        self._add_station(station)
+        return WorkerEndpoint(endpoint, server.public, worker.secret)
+
+    def admit_worker(self, incarnation: str, pid: int | None, uid: int) -> None:
+        """Admit one handshake of this process, also one that came before; unknown: nothing.
+
+        Args:
+            incarnation: the worker's socket.
+            pid: the process that the launcher started; None for a worker of an operator's.
+            uid: the user it runs as.
+        """
+        station = self._workers.get(incarnation)
+        if station is not None:
+            station.door.expect(pid, uid)
+            self._doorkeeper.release(station.door, self._pending)
+            self._hot.add(self._doorkeeper)
+
+    def close_worker(self, incarnation: str) -> None:
+        """Close a worker's socket and remove its file; unknown: nothing."""
+        station = self._workers.pop(incarnation, None)
+        if station is not None:
+            self._doorkeeper.unregister(incarnation)
+            self._remove_station(station)
+            station.close(linger_ms=0)
+
+    def close(self, linger_ms: int = 500) -> None:
+        """Close everything, fronts first and the ZAP handler last, and remove the files.
+
+        Args:
+            linger_ms: how long sent messages may still leave.
+        """
+        for station in (*self._fronts.values(), *self._workers.values()):
+            self._remove_station(station)
+            station.close(linger_ms)
+        self._fronts.clear()
+        self._workers.clear()
+        self._doorkeeper.socket.close()
+        self._context.destroy(linger=0)
+        self._epoll.close()
+
+    # --- Parts ---
+
+    def _prepare_front(self, front: Front, setup: FrontSetup) -> None:
+        """Make a front's socket and try it with a stranger's key; it is not bound yet."""
+        socket = server_socket(
+            self._context,
+            zmq.ROUTER,
+            domain=front,
+            secret_key=setup.server_secret_z85,
+            bytes_max=setup.bytes_max,
+            high_water_mark=setup.high_water_mark,
+            handshake_ms=self._limits.handshake_ms,
+        )
+        door = FrontDoor(_raw_keys(setup.keys), setup.connections_max)
+        station = FrontStation(socket, front, setup.endpoint, door)
+        self._doorkeeper.register(front, door)
+        self._fronts[front] = station
+        self._add_station(station)
+        ignored: list[Arrival] = []
+        require_refusal(
+            socket,
+            name=front,
+            server_key=curve_pair(setup.server_secret_z85).public,
+            directory=self._run_directory,
+            answer=lambda: self._doorkeeper.drain(ignored),
+        )
+        station.report_connections(ignored)
+
+    def _add_station(self, station: Station) -> None:
+        self._monitors[station] = MonitorStation(station)
+        self._add(self._monitors[station])
+        self._add(station)
+
+    def _remove_station(self, station: Station) -> None:
+        self._remove(self._monitors.pop(station))
+        self._remove(station)
+
+    def _add(self, watched: _Watched) -> None:
+        descriptor = watched.socket.fileno()
+        self._watched[descriptor] = watched
+        self._epoll.register(descriptor, select.EPOLLIN)
+        # What came before the descriptor was watched made its signal already.
+        self._hot.add(watched)
+
+    def _remove(self, watched: _Watched) -> None:
+        descriptor = watched.socket.fileno()
+        self._epoll.unregister(descriptor)
+        del self._watched[descriptor]
+        self._hot.discard(watched)
+
+
+def _rank(watched: _Watched) -> int:
+    return watched.rank
+
+
+def _raw_keys(keys: dict[str, str]) -> dict[bytes, str]:
+    return {curve_bytes(key): identifier for key, identifier in keys.items()}
