@@ -1,0 +1,379 @@
+"""The ledger as the gateway holds it: append, commit, checkpoint, prove.
+
+Rules this file keeps:
+- What is appended is chained at once and is nothing until `commit` returns; then it is durable
+  (`power`: flushed) or survives the process (`process`: written). Nothing is buffered in between.
+- A commit is one write and one flush of everything appended, however much that is.
+- Checkpoints cover flushed events only, in both modes.
+- It fails for ever: an error, a short write or a file that is not as we left it latches the ledger.
+  The latch is set before the first system call and taken off after the last, so no way out of the
+  code between them, an exception of ours included, leaves a ledger that accepts more.
+
+It leaves opening to `broker.ledger.recovery`, and to the gateway which events are appended: also
+`ledger.open`, `ledger.recovery` and, at the begin of each segment, `state.snapshot`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import msgspec
+import nacl.signing
+
+from broker.ledger.checkpoints import Place
+from broker.ledger.errors import (
+    LedgerDamaged,
+    LedgerFailure,
+    LedgerUnwritable,
+    PositionUnknown,
+    TilesDamaged,
+)
+from broker.ledger.merkle import (
+    ProofError,
+    consistency_path,
+    inclusion_path,
+    verify_consistency,
+    verify_inclusion,
+)
+from broker.ledger.recovery import Opened, open_directory
+from broker.ledger.segments import (
+    SEGMENT_BYTES_MAX,
+    OpenSegment,
+    list_segments,
+    locate,
+    read_line,
+    segment_path,
+)
+from broker.ledger.volume import Volume
+from schemas.events import (
+    LINE_BYTES_MAX,
+    Event,
+    EventFields,
+    InvalidEvent,
+    LedgerRecovery,
+    LedgerRoll,
+    decode_event,
+    encode_event,
+    line_hash,
+)
+from schemas.names import Durability
+from schemas.proof import VerifierKey
+
+CHECKPOINT_EVENTS: Final = 4096
+CHECKPOINT_US: Final = 1_000_000
+
+Now = Callable[[], tuple[int, int]]
+"""Gives wall time and monotonic time, both in microseconds."""
+
+
+class Appended(msgspec.Struct, frozen=True, gc=False):
+    """Where an event is in the ledger."""
+
+    seq: int
+    event_hash: str
+
+
+class Ledger:
+    """One writer of one ledger directory. Made by `open`."""
+
+    def __init__(
+        self, place: Place, opened: Opened, durability: Durability, now: Now,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        """Go on where the opened files end; `open` is what to call."""
+        self.log_id = place.key.name
+        self.verifier_key = str(place.key)
+        self.recovered: LedgerRecovery | None = opened.recovered
+        self.flush_started_mono_us: int | None = None
+        self._volume = place.volume
+        self._directory = place.directory
+        self._durability = durability
+        self._now = now
+        self._stack = stack
+        self._failure: str | None = None
+        self._lines: list[bytes] = []
+        self._hashes: list[str] = []
+        self._segment = opened.segment
+        self._tiles = opened.tiles
+        self._checkpoints = opened.checkpoints
+        self._next_seq = self._committed = opened.size
+        self._head_hash = opened.head_hash
+        self._checkpoint_mono_us = now()[1]
+
+    @classmethod
+    def open(
+        cls, directory: str, anchor_directory: str, *, log_id: str,
+        signing_key: nacl.signing.SigningKey, durability: Durability, now: Now,
+        volume: Volume | None = None,
+    ) -> Ledger:
+        """Lock, check and open a ledger directory, or begin one where there is none.
+
+        Args:
+            directory: the ledger's folder.
+            anchor_directory: where the newest checkpoint is kept a second time.
+            log_id: the ledger's identity; also the origin of its checkpoints.
+            signing_key: signs checkpoints.
+            durability: what a commit promises.
+            now: the clock of the events' times.
+            volume: the system calls; the kernel's unless a test says otherwise.
+
+        Raises:
+            LedgerRefused: one of its kinds; the evidence is as it was found.
+        """
+        key = VerifierKey(name=log_id, public_key=bytes(signing_key.verify_key))
+        place = Place(volume or Volume(), directory, anchor_directory, key, signing_key)
+        files = contextlib.ExitStack()
+        try:
+            ledger = cls(place, open_directory(place, files), durability, now, files)
+            ledger.checkpoint()
+        except (OSError, LedgerFailure) as error:
+            files.close()
+            raise LedgerUnwritable(f"{directory}: {error}") from error
+        except BaseException:
+            files.close()
+            raise
+        return ledger
+
+    # --- Writing ---
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was appended and not committed."""
+        return bool(self._lines)
+
+    @property
+    def size(self) -> int:
+        """How many events there are, those not yet committed included."""
+        return self._next_seq
+
+    def append(self, fields: EventFields) -> Appended:
+        """Chain one event. It is nothing until `commit` returns.
+
+        Raises:
+            LedgerFailure: the ledger failed before.
+        """
+        if self._failure is not None:
+            raise LedgerFailure(self._failure)
+        seq = self._next_seq
+        ts_us, mono_us = self._now()
+        line, event_hash = encode_event(
+            fields, log_id=self.log_id, seq=seq, ts_us=ts_us, mono_us=mono_us,
+            prev_hash=self._head_hash,
+        )
+        assert len(line) <= LINE_BYTES_MAX, "every field of an event is bounded"
+        self._lines.append(line)
+        self._hashes.append(event_hash)
+        self._head_hash = event_hash
+        self._next_seq = seq + 1
+        return Appended(seq, event_hash)
+
+    def commit(self) -> None:
+        """Write everything appended and, in mode `power`, flush it.
+
+        Raises:
+            LedgerFailure: it is not known to be durable; the ledger is latched.
+        """
+        if self._lines or self._failure is not None:
+            with self._latch("commit"):
+                self._write_pending()
+
+    def _write_pending(self) -> None:
+        segment = self._segment
+        segment.append(b"".join(self._lines))
+        if self._durability == "power":
+            segment.flush()
+        segment.check()
+        self._tiles.extend(bytes.fromhex("".join(self._hashes)))
+        self._committed = self._next_seq
+        self._lines.clear()
+        self._hashes.clear()
+
+    @contextlib.contextmanager
+    def _latch(self, what: str) -> Iterator[None]:
+        """Refuse everything from here on unless the block ends in order."""
+        if self._failure is not None:
+            raise LedgerFailure(self._failure)
+        self._failure = f"the {what} did not end"
+        self.flush_started_mono_us = self._now()[1]
+        try:
+            yield
+        except OSError as error:
+            self._failure = f"the {what} failed: {error}"
+            raise LedgerFailure(self._failure) from error
+        finally:
+            self.flush_started_mono_us = None
+        self._failure = None
+
+    @property
+    def roll_due(self) -> bool:
+        """Whether the segment is full; then the gateway rolls and appends a `state.snapshot`."""
+        return self._segment.size >= SEGMENT_BYTES_MAX
+
+    def roll(self) -> None:
+        """End the segment with a `ledger.roll` event, make it durable, begin the next, checkpoint.
+
+        Raises:
+            LedgerFailure: as `commit`.
+        """
+        self.append(LedgerRoll(segment=self._next_seq + 1))
+        self.commit()
+        with self._latch("roll"):
+            self._segment.flush()
+            following = OpenSegment(
+                self._volume, self._directory, self._next_seq, size=0, create=True
+            )
+            self._stack.callback(following.close)
+            self._segment = following
+        self.checkpoint()
+
+    # --- Checkpoints ---
+
+    @property
+    def head(self) -> str:
+        """The newest checkpoint, a signed note."""
+        return self._checkpoints.head
+
+    @property
+    def head_size(self) -> int:
+        """How many events the newest checkpoint covers."""
+        newest = self._checkpoints.newest
+        return newest.size if newest else 0
+
+    def checkpoint_due(self) -> bool:
+        """Say whether committed events wait for a checkpoint since a second, or 4096 of them."""
+        waiting = self._committed - self.head_size
+        return waiting > 0 and (
+            waiting >= CHECKPOINT_EVENTS
+            or self._now()[1] - self._checkpoint_mono_us >= CHECKPOINT_US
+        )
+
+    def checkpoint(self) -> str:
+        """Sign the tree over all committed events, unless the newest checkpoint covers them.
+
+        Returns:
+            The newest checkpoint, a signed note.
+
+        Raises:
+            LedgerFailure: it could not be made durable; the ledger is latched.
+        """
+        with self._latch("checkpoint"):
+            newest = self._checkpoints.newest
+            if newest is not None and newest.size == self._committed:
+                self._checkpoints.publish()
+            else:
+                # In mode `process`, and after a crash in either, events may not be flushed yet.
+                self._segment.flush()
+                self._segment.check()
+                self._tiles.flush()
+                self._checkpoints.add(self._committed, self._tiles.root(self._committed))
+            self._checkpoint_mono_us = self._now()[1]
+        return self._checkpoints.head
+
+    def close(self) -> None:
+        """Commit, checkpoint, and give the ledger free; after a failure only give it free.
+
+        Raises:
+            LedgerFailure: the last commit or checkpoint failed; the files are closed all the same.
+        """
+        with self._stack:
+            if self._failure is None:
+                self.commit()
+                self.checkpoint()
+            self._failure = self._failure or "the ledger is closed"
+
+    # --- Reading ---
+
+    def line(self, seq: int) -> bytes:
+        """Give the line of one committed event, with its newline.
+
+        Raises:
+            PositionUnknown: there is no such committed event.
+        """
+        if not 0 <= seq < self._committed:
+            raise PositionUnknown(f"the ledger has {self._committed} events, {seq} is none of them")
+        first_seq = max(one for one in list_segments(self._directory) if one <= seq)
+        with open(segment_path(self._directory, first_seq), "rb") as file:
+            end = file.seek(0, 2)
+            return read_line(file.fileno(), locate(file.fileno(), end, seq))
+
+    def events(self, start: int = 0) -> Iterator[Event]:
+        """Give all committed events from a position on, strictly decoded, their chain checked.
+
+        Raises:
+            LedgerDamaged: a line is not what was written.
+        """
+        seq, previous, committed = start, None, self._committed
+        for first_seq, following in _spans(list_segments(self._directory), committed):
+            if following <= seq:
+                continue
+            with open(segment_path(self._directory, first_seq), "rb") as file:
+                if seq > first_seq:
+                    file.seek(locate(file.fileno(), file.seek(0, 2), seq))
+                while seq < following:
+                    event = _decode(file.readline(), seq)
+                    if previous not in (None, event.prev_hash):
+                        raise LedgerDamaged(f"event {seq} does not follow the one before it")
+                    yield event
+                    seq, previous = seq + 1, event.event_hash
+
+    def prove(self, seq: int) -> list[bytes]:
+        """Make the inclusion proof of one event against the newest checkpoint.
+
+        Raises:
+            PositionUnknown: the newest checkpoint does not cover it.
+            TilesDamaged: the stored tree is wrong.
+        """
+        newest = self._checkpoints.newest
+        if newest is None or not 0 <= seq < newest.size:
+            raise PositionUnknown(f"the newest checkpoint has {self.head_size} events, not {seq}")
+        with self._checked_tree():
+            path = inclusion_path(seq, newest.size, self._tiles.subtree)
+            event_hash = bytes.fromhex(line_hash(self.line(seq)))
+            verify_inclusion(event_hash, seq, newest.size, path, newest.root)
+        return path
+
+    def prove_consistency(self, old_size: int) -> list[bytes]:
+        """Make the proof that the newest checkpoint continues the tree of an older size.
+
+        Nothing is needed, and nothing proven, for size 0.
+
+        Raises:
+            PositionUnknown: the newest checkpoint is not that large.
+            TilesDamaged: the stored tree is wrong.
+        """
+        newest = self._checkpoints.newest
+        if newest is None or not 0 <= old_size <= newest.size:
+            raise PositionUnknown(f"the newest checkpoint has {self.head_size} events")
+        if old_size == 0:
+            return []
+        with self._checked_tree():
+            path = consistency_path(old_size, newest.size, self._tiles.subtree)
+            old_root = self._tiles.root(old_size)
+            verify_consistency(old_size, newest.size, old_root, newest.root, path)
+        return path
+
+    @contextlib.contextmanager
+    def _checked_tree(self) -> Iterator[None]:
+        """Never hand out a proof that does not hold; forget a stored tree that gave one."""
+        try:
+            yield
+        except (ProofError, TilesDamaged) as error:
+            self._tiles.discard()
+            raise TilesDamaged(f"the stored tree does not lead to the root: {error}") from error
+
+
+def _spans(first_seqs: list[int], size: int) -> Iterator[tuple[int, int]]:
+    """Give begin and end of each segment."""
+    return zip(first_seqs, [*first_seqs[1:], size], strict=True)
+
+
+def _decode(line: bytes, seq: int) -> Event:
+    try:
+        event = decode_event(line)
+    except InvalidEvent as error:
+        raise LedgerDamaged(f"event {seq}: {error}") from None
+    if event.seq != seq:
+        raise LedgerDamaged(f"event {event.seq} stands where event {seq} must be")
+    return event
