@@ -17,7 +17,7 @@ _NO_CAPABILITIES = "0000000000000000"
 def status(pid: int | str) -> dict[str, str]:
     """The fields of one process's status by name; `pid` may be "self"."""
     try:
-        with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        with open(f"/proc/{pid}/status", encoding="utf-8") as file:
             pairs = (line.split(":", 1) for line in file)
             return {name: value.strip() for name, value in pairs}
     except OSError as error:

@@ -123,7 +123,7 @@ SUPERVISOR_REFUSED = """
 
 def numbers() -> dict[str, int]:
     """System call numbers by name."""
-    table = Path(__file__).with_name("syscalls_x86_64.txt").read_text("ascii")
+    table = Path(__file__).with_name("syscalls_x86_64.txt").read_text("utf-8")
     pairs = (line.split() for line in table.splitlines())
     return {name: int(number) for number, name in pairs}
 

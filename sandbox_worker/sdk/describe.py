@@ -1,0 +1,207 @@
+"""What a plugin's source promises, as JSON: `python -m sandbox_worker.sdk.describe plugin.py`.
+
+It imports the source, so it runs the author's own code on the author's machine; no gateway ever
+calls it. It prints one object: `methods` (name to input, output and options), `modules` (what the
+source imports and a manifest must name) and `problems`, each with `where`, `found` and `expected`.
+Each mistake is found for itself, so that an author sees all of them.
+
+It leaves the manifest, its limits and its signature to `omega-plugin pack`.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from sandbox_worker.sdk.api import OPTIONS_ATTRIBUTE, Context, MethodOptions
+from sandbox_worker.sdk.payloads import KINDS, JSONPayload
+from schemas.modules import FREE_MODULES, VETTED_MODULES
+
+PLUGIN_MODULE = "plugin"
+_ANY_JSON = {"description": "Any JSON value."}
+
+
+class Side(msgspec.Struct, omit_defaults=True):
+    """What a method takes or gives; `schema` is None where plugin.toml has to name one."""
+
+    kind: str
+    schema: dict[str, object] | None = None
+
+
+class Described(msgspec.Struct):
+    """One method. `timeout_ms` None means that the source does not say."""
+
+    input: Side
+    output: Side
+    deterministic: bool
+    timeout_ms: int | None
+    idempotent: bool
+
+
+class Mistake(msgspec.Struct):
+    """One thing an author has to change."""
+
+    where: str
+    found: str
+    expected: str
+
+
+class Description(msgspec.Struct):
+    """The whole answer."""
+
+    methods: dict[str, Described] = {}
+    modules: list[str] = []
+    problems: list[Mistake] = []
+
+
+def describe(source: str, name: str = "plugin.py") -> Description:
+    """Describe a plugin's source by importing it.
+
+    Args:
+        source: the text of the file.
+        name: what to call the file in problems.
+    """
+    answer = Description()
+    try:
+        tree = ast.parse(source, name)
+    except SyntaxError as error:
+        answer.problems.append(
+            Mistake(f"{name} line {error.lineno}", f"{error.msg}", "Python that compiles")
+        )
+        return answer
+    answer.modules = sorted({found for found, _ in _imports(tree)} - FREE_MODULES)
+    module = types.ModuleType(PLUGIN_MODULE)
+    # Structs look their module up by name when annotations are resolved.
+    sys.modules[PLUGIN_MODULE] = module
+    try:
+        exec(compile(tree, name, "exec", dont_inherit=True), module.__dict__)  # noqa: S102  The author's own code.
+    except Exception as error:  # noqa: BLE001  Whatever it is, it is the answer.
+        where = f"{name} line {_line_of(error, name)}"
+        answer.problems.append(
+            Mistake(where, f"{type(error).__name__}: {error}", "a module that can be imported")
+        )
+        return answer
+    for attribute, function in vars(module).items():
+        options = getattr(function, OPTIONS_ATTRIBUTE, None)
+        if isinstance(options, MethodOptions):
+            _describe_method(attribute, function, options, answer)
+    if not answer.methods and not answer.problems:
+        answer.problems.append(
+            Mistake(name, "no method", "a function below @method(), from sandbox_worker.sdk")
+        )
+    return answer
+
+
+def _describe_method(
+    name: str, function: Callable[..., object], options: MethodOptions, answer: Description
+) -> None:
+    where = f"{name}()"
+    code = function.__code__
+    parameters = code.co_varnames[: code.co_argcount]
+    if len(parameters) != 2 or code.co_kwonlyargcount or code.co_flags & 0x0C:
+        answer.problems.append(Mistake(
+            where, f"parameters ({', '.join(parameters)})", "(context: Context, input: TYPE)",
+        ))
+        return
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except Exception as error:  # noqa: BLE001  An annotation may be any expression.
+        answer.problems.append(Mistake(where, f"{error}", "annotations that can be resolved"))
+        return
+    if hints.get(parameters[0], Context) is not Context:
+        answer.problems.append(
+            Mistake(f"{where} {parameters[0]}", f"{hints[parameters[0]]}", "Context")
+        )
+    sides = [
+        _side(hints, parameters[1], f"{where} {parameters[1]}", answer),
+        _side(hints, "return", f"{where} return", answer),
+    ]
+    if sides[0] is not None and sides[1] is not None:
+        answer.methods[name] = Described(
+            sides[0], sides[1], options.deterministic, options.timeout_ms, options.idempotent
+        )
+
+
+def _side(
+    hints: dict[str, object], name: str, where: str, answer: Description
+) -> Side | None:
+    """Turn one annotation into a payload kind and, for JSON, a schema."""
+    if name not in hints:
+        answer.problems.append(Mistake(where, "no annotation", "a payload type or a Struct"))
+        return None
+    wanted = hints[name]
+    if wanted is str:
+        return Side("text")
+    for kind, payload in KINDS.items():
+        if wanted is payload:
+            return Side(kind)
+    try:
+        schema = msgspec.json.schema(wanted, schema_hook=_any_json)
+    except (TypeError, RecursionError) as error:
+        answer.problems.append(
+            Mistake(where, str(error).partition("\n")[0], "a payload type or a Struct")
+        )
+        return None
+    _strip_discriminators(schema)
+    return Side("json", schema)
+
+
+def _any_json(wanted: type) -> dict[str, object]:
+    """`object` stands for any JSON value; nothing else is a type of JSON's."""
+    if wanted is object:
+        return _ANY_JSON
+    raise TypeError(f"{wanted} has no JSON form")
+
+
+def _strip_discriminators(schema: object) -> None:
+    """Drop a keyword of OpenAPI that JSON Schema does not have."""
+    if isinstance(schema, dict):
+        schema.pop("discriminator", None)
+        for part in schema.values():
+            _strip_discriminators(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _strip_discriminators(part)
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Name every imported module with its line, also those inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or "."
+            for alias in node.names:
+                # `from urllib import parse` is the module urllib.parse.
+                full = f"{module}.{alias.name}"
+                yield full if full in VETTED_MODULES else module, node.lineno
+
+
+def _line_of(error: BaseException, name: str) -> int:
+    """Find the last line of the plugin's own file in a traceback."""
+    line, step = 0, error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == name:
+            line = step.tb_lineno
+        step = step.tb_next
+    return line
+
+
+def main() -> None:
+    """Describe the file that the one argument names."""
+    with open(sys.argv[1], encoding="utf-8-sig") as file:
+        source = file.read()
+    # The plugin's own prints must not mix with the answer.
+    answer_to, sys.stdout = sys.stdout, sys.stderr
+    answer = describe(source)
+    answer_to.write(msgspec.json.encode(answer).decode() + "\n")
+
+
+if __name__ == "__main__":
+    main()

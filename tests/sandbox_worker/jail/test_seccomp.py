@@ -1,0 +1,102 @@
+"""The filters on the real kernel: every number there is, one process each."""
+
+from __future__ import annotations
+
+import errno
+import signal
+
+import pytest
+
+from sandbox_worker.jail import identity, linux, policy, seccomp
+from sandbox_worker.jail.bpf import ALLOW, KILL
+from tests.sandbox_worker.jail.evaluator import evaluate
+from tests.sandbox_worker.jail.inside import Killed, inside
+
+pytestmark = pytest.mark.jail
+
+STRICT = policy.program(policy.strict_rules(clock=False, random=False))
+BASE = policy.program(policy.base_rules())
+_NUMBERS = policy.numbers()
+BAD = (2**32 - 7,) * 6
+"""Arguments no call accepts, so that one that got through would say EINVAL, EBADF or EFAULT."""
+
+UNFILTERED = {_NUMBERS["uretprobe"], _NUMBERS["uprobe"]}
+"""Numbers that newer kernels answer before they ask any filter."""
+
+
+def _outcome(program: bytes, number: int, arguments: tuple[int, ...]) -> object:
+    """-1 and the errno of one call under a filter, or what it returned, or the signal."""
+
+    def attempt() -> object:
+        identity.no_new_privileges()
+        prepared = linux.Prepared(number, *arguments)
+        seccomp.install(program)
+        result = linux.invoke(prepared)
+        return [result, linux.last_errno() if result == -1 else 0]
+
+    try:
+        return inside(attempt)
+    except Killed as killed:
+        return killed.signal
+
+
+@pytest.mark.parametrize("program", [STRICT, BASE], ids=["strict", "base"])
+def test_the_kernel_refuses_every_number_as_the_program_says(program: bytes) -> None:
+    """Each refused number gives its errno, its zero or its SIGSYS when a process really makes it."""
+    wrong = []
+    for number in range(480):
+        action = evaluate(program, number, BAD)
+        if action == ALLOW:
+            continue
+        code = action & 0xFFFF
+        softly = [-1, code] if code else [0, 0]
+        expected = signal.SIGSYS if action == KILL else softly
+        found = _outcome(program, number, BAD)
+        if number in UNFILTERED and isinstance(found, list) and found[0] == -1:
+            # They work only from trampolines that the kernel itself mapped, and failed here.
+            continue
+        if found != expected:
+            wrong.append((number, found, expected))
+
+    assert wrong == []
+
+
+def test_stacked_filters_give_the_stricter_answer() -> None:
+    """What base allows and strict refuses is refused with strict's errno, not killed."""
+
+    def attempt() -> object:
+        identity.no_new_privileges()
+        seccomp.install(BASE)
+        seccomp.install(STRICT)
+        seen = []
+        for number, *arguments in (
+            (_NUMBERS["recvmsg"], 0, 0, 0),
+            (_NUMBERS["clone"], 0x01200011, 0, 0, 0, 0),
+            (_NUMBERS["openat"], 0, 0, 0, 0),
+            (_NUMBERS["close"], 99),
+        ):
+            assert linux.invoke(linux.Prepared(number, *arguments)) == -1
+            seen.append(linux.last_errno())
+        return seen
+
+    assert inside(attempt) == [errno.EPERM, errno.EPERM, errno.EACCES, errno.EBADF]
+
+
+def test_expect_installed_refuses_a_filter_that_is_not_there() -> None:
+    """The staged probe sees the difference between a filter and none."""
+
+    def without() -> object:
+        try:
+            seccomp.expect_installed()
+        except linux.SandboxUnavailable as error:
+            return error.feature
+        return None
+
+    def with_filter() -> object:
+        identity.no_new_privileges()
+        seccomp.install(BASE)
+        seccomp.expect_installed()
+        return "held"
+
+    assert inside(without) == "seccomp"
+    assert inside(with_filter) == "held"
