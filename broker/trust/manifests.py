@@ -29,7 +29,7 @@ MANIFEST_BYTES_MAX: Final = 1536 * 1024
 
 _decoder: Final = msgspec.json.Decoder(PluginManifest)
 _any_decoder: Final[msgspec.json.Decoder[JsonValue]] = msgspec.json.Decoder()
-_Mistake = tuple[str, str, str]
+Mistake = tuple[str, str, str]
 """Path, what was found, what is expected."""
 
 
@@ -89,7 +89,7 @@ def _invalid(where: str, found: str, expected: str) -> Problem:
     return problem(RefusalCode.MANIFEST_INVALID, where, found, expected)
 
 
-def _split(error: msgspec.ValidationError, where: str) -> _Mistake:
+def _split(error: msgspec.ValidationError, where: str) -> Mistake:
     what, _, place = str(error).partition(" - at ")
     expected, _, found = what.partition(", got ")
     return where + place.strip("`").removeprefix("$"), found.strip("`") or "this value", expected
@@ -98,11 +98,17 @@ def _split(error: msgspec.ValidationError, where: str) -> _Mistake:
 def _all_mistakes(payload: bytes) -> list[Problem]:
     """Take a document apart that did not decode as a manifest."""
     document = _any_decoder.decode(payload)
-    return [_invalid(*mistake) for mistake in _mistakes(document, PluginManifest, "$")]
+    return [_invalid(*mistake) for mistake in mistakes(document, PluginManifest, "$")]
 
 
-def _mistakes(value: JsonValue, kind: type, where: str) -> Iterator[_Mistake]:
-    """Find every field that does not fit its type, as deep as our own structs go."""
+def mistakes(value: JsonValue, kind: type, where: str) -> Iterator[Mistake]:
+    """Find every field that does not fit its type, as deep as our own structs go.
+
+    Args:
+        value: a decoded JSON or TOML document.
+        kind: the struct it should be.
+        where: the path of `value`.
+    """
     if not isinstance(value, dict):
         yield where, _shown(value), "an object"
         return
@@ -128,21 +134,21 @@ def _mistakes(value: JsonValue, kind: type, where: str) -> Iterator[_Mistake]:
             yield from deeper or [_found(_split(error, place), part)]
 
 
-def _deeper(name: str, value: JsonValue, where: str) -> Iterator[_Mistake]:
+def _deeper(name: str, value: JsonValue, where: str) -> Iterator[Mistake]:
     """Go on inside a field that holds structs of ours."""
     if name == "limits":
-        yield from _mistakes(value, Limits, where)
+        yield from mistakes(value, Limits, where)
     elif name in {"input", "output"}:
-        yield from _mistakes(value, PayloadSpec, where)
+        yield from mistakes(value, PayloadSpec, where)
     elif name == "methods" and isinstance(value, dict):
         for key, part in value.items():
-            yield from _mistakes(part, Method, f"{where}.{key}")
+            yield from mistakes(part, Method, f"{where}.{key}")
     elif name == "files" and isinstance(value, list):
         for number, part in enumerate(value):
-            yield from _mistakes(part, BundleFile, f"{where}[{number}]")
+            yield from mistakes(part, BundleFile, f"{where}[{number}]")
 
 
-def _found(mistake: _Mistake, value: JsonValue) -> _Mistake:
+def _found(mistake: Mistake, value: JsonValue) -> Mistake:
     where, found, expected = mistake
     scalar = value is None or isinstance(value, (str, int, float))
     return where, _shown(value) if scalar else found, expected

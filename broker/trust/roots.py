@@ -33,6 +33,9 @@ from schemas.names import Domain
 from schemas.refusals import RefusalCode
 from schemas.trust import TRUST_PAYLOAD_TYPES, Publisher, TrustRoot
 
+TRUST_FILE: Final = "trust/root.dsse.json"
+"""Where a home keeps the envelope of the trust root in force."""
+
 _decoder: Final = msgspec.json.Decoder(TrustRoot)
 
 

@@ -186,10 +186,28 @@ def _meaning(
 ) -> Iterator[Problem]:
     """Every rule about a manifest that was parsed, each for itself."""
     yield from _identity(manifest, bundle, context)
+    yield from own_problems(manifest, bundle)
+    yield from _wishes(manifest, context)
+
+
+def own_problems(manifest: PluginManifest, bundle: Bundle) -> Iterator[Problem]:
+    """Every rule that needs no other knowledge than the bundle itself; packing asks these too."""
+    for field in ("version", "api_version"):
+        text = getattr(manifest, field)
+        if parse(text) is None:
+            yield problem(
+                RefusalCode.MANIFEST_INVALID, f"$.{field}", text,
+                "a semantic version such as 1.2.3, without build metadata",
+            )
+    for field in ("capabilities", "modules", "resources"):
+        names = getattr(manifest, field)
+        if len(set(names)) != len(names):
+            yield problem(
+                RefusalCode.MANIFEST_INVALID, f"$.{field}", "a name twice", "each name once"
+            )
     yield from _files(manifest, bundle)
     yield from _methods(manifest)
     yield from _schemas(manifest)
-    yield from _wishes(manifest, context)
 
 
 def _identity(
@@ -203,13 +221,6 @@ def _identity(
         check_publisher(context.trust, manifest.publisher, manifest.id, context.now_s)
     except TrustRefused as refused:
         yield _as_problem(refused)
-    for field in ("version", "api_version"):
-        text = getattr(manifest, field)
-        if parse(text) is None:
-            yield problem(
-                RefusalCode.MANIFEST_INVALID, f"$.{field}", text,
-                "a semantic version such as 1.2.3, without build metadata",
-            )
     hint = api_compatible(manifest.api_version, context.api_version)
     if hint is not None and parse(manifest.api_version) is not None:
         yield problem(
@@ -331,12 +342,6 @@ def _wishes(manifest: PluginManifest, context: ValidationContext) -> Iterator[Pr
     denied += denied_modules(plugin, manifest.modules, policy)
     for where, refused in denied:
         yield _denied(where, refused)
-    for field in ("capabilities", "modules", "resources"):
-        names = getattr(manifest, field)
-        if len(set(names)) != len(names):
-            yield problem(
-                RefusalCode.MANIFEST_INVALID, f"$.{field}", "a name twice", "each name once"
-            )
     if policy.conformance_required:
         yield problem(
             RefusalCode.CONFORMANCE_REQUIRED, "policy.toml", "no signed conformance report",

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from sandbox_worker.sdk.api import OPTIONS_ATTRIBUTE, Context, MethodOptions
-from sandbox_worker.sdk.payloads import KINDS, JSONPayload
+from sandbox_worker.sdk.payloads import KINDS
 from schemas.modules import FREE_MODULES, VETTED_MODULES
 
 PLUGIN_MODULE = "plugin"
-_ANY_JSON = {"description": "Any JSON value."}
+_ANY_JSON: dict[str, object] = {"description": "Any JSON value."}
 
 
 class Side(msgspec.Struct, omit_defaults=True):

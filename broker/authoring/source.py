@@ -1,0 +1,236 @@
+"""A plugin's folder: `plugin.toml` for people, `plugin.py`, and the files it names.
+
+Rules this file keeps: every mistake of the folder is found before anything is written; only
+`plugin.py` and the listed resources go into a bundle; the source is imported in a process of its
+own by `sandbox_worker.sdk.describe`, never here.
+
+It leaves the manifest to `broker.authoring.pack`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+import broker
+from broker.trust.errors import printable
+from broker.trust.manifests import mistakes, problem
+from schemas.manifest import BUNDLE_BYTES_MAX
+from schemas.messages import Problem
+from schemas.names import (
+    CapabilityName,
+    FilePath,
+    MethodName,
+    ModuleName,
+    Name,
+    PayloadKind,
+    PluginId,
+    TimeoutMs,
+    VersionText,
+)
+from schemas.payloads import MediaType
+from schemas.refusals import RefusalCode
+
+SOURCE_FILE: Final = "plugin.toml"
+ENTRY_FILE: Final = "plugin.py"
+DESCRIBE_SECONDS_MAX: Final = 30
+
+
+class SourceLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[limits]`: what one call is held to; units are in the names."""
+
+    cpu_ms: int = 5_000
+    wall_ms: int = 10_000
+    memory_mb: int = 256
+    output_bytes: int = 262_144
+    concurrency: int = 4
+
+
+class SourceMethod(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[methods.NAME]`: what the signature in plugin.py cannot say.
+
+    `input_schema` and `output_schema` name JSON Schema files, for methods that take or give a
+    `JSONPayload`.
+    """
+
+    timeout_ms: TimeoutMs | None = None
+    idempotent: bool = False
+    input_schema: FilePath | None = None
+    output_schema: FilePath | None = None
+    input_media_types: tuple[MediaType, ...] = ()
+    output_media_types: tuple[MediaType, ...] = ()
+
+
+class PluginSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`plugin.toml`. `modules` are what plugin.py imports; `resources` are files beside it."""
+
+    id: PluginId
+    version: VersionText
+    api_version: VersionText
+    publisher: Name
+    description: Annotated[str, Meta(max_length=1024)]
+    limits: SourceLimits = SourceLimits()
+    capabilities: tuple[CapabilityName, ...] = ()
+    modules: tuple[ModuleName, ...] = ()
+    resources: tuple[FilePath, ...] = ()
+    methods: dict[MethodName, SourceMethod] = {}
+
+
+class Side(msgspec.Struct, frozen=True):
+    """One payload of a method as plugin.py declares it."""
+
+    kind: PayloadKind
+    schema: dict[str, object] | None = None
+
+
+class Described(msgspec.Struct, frozen=True):
+    """One method as plugin.py declares it."""
+
+    input: Side
+    output: Side
+    deterministic: bool
+    timeout_ms: int | None
+    idempotent: bool
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    """One mistake in plugin.py."""
+
+    where: str
+    found: str
+    expected: str
+
+
+class Description(msgspec.Struct, frozen=True):
+    """What `sandbox_worker.sdk.describe` prints."""
+
+    methods: dict[str, Described]
+    modules: tuple[str, ...]
+    problems: tuple[Mistake, ...]
+
+
+class Folder(NamedTuple):
+    """A plugin's folder that was read whole: its declarations, and its bundle's files by name."""
+
+    source: PluginSource
+    description: Description
+    files: dict[str, bytes]
+    schemas: dict[str, bytes]
+
+
+class SourceRefused(Exception):
+    """The folder has mistakes; all of them are in `problems`."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        """Keep the problems; there is at least one."""
+        super().__init__(f"{len(problems)} problems")
+        self.problems = problems
+
+
+def read_folder(directory: str) -> Folder:
+    """Read and describe a plugin's folder.
+
+    Raises:
+        SourceRefused: with everything that is wrong with it.
+    """
+    source = _read_source(directory)
+    problems: list[Problem] = []
+    named = [ENTRY_FILE, *source.resources]
+    files = {name: _read_file(directory, name, problems) for name in named}
+    schema_files = {
+        name
+        for method in source.methods.values()
+        for name in (method.input_schema, method.output_schema)
+        if name is not None
+    }
+    schemas = {name: _read_file(directory, name, problems) for name in sorted(schema_files)}
+    description = Description({}, (), ())
+    if not problems:
+        description = _describe(os.path.join(directory, ENTRY_FILE), problems)
+        problems += _compare(source, description)
+    if problems:
+        raise SourceRefused(problems)
+    return Folder(source, description, files, schemas)
+
+
+def _mistake(where: str, found: str, expected: str, remedy: str = "") -> Problem:
+    return problem(
+        RefusalCode.MANIFEST_INVALID, where, found, expected,
+        remedy or "Correct the place that `where` names.",
+    )
+
+
+def _read_source(directory: str) -> PluginSource:
+    problems: list[Problem] = []
+    data = _read_file(directory, SOURCE_FILE, problems)
+    if problems:
+        raise SourceRefused(problems)
+    try:
+        document = msgspec.toml.decode(data)
+        return msgspec.convert(document, PluginSource)
+    except msgspec.ValidationError:
+        found = [_mistake(*one) for one in mistakes(document, PluginSource, SOURCE_FILE)]
+        raise SourceRefused(found) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise SourceRefused([_mistake(SOURCE_FILE, str(error), "TOML")]) from None
+
+
+def _read_file(directory: str, name: str, problems: list[Problem]) -> bytes:
+    try:
+        with open(os.path.join(directory, name), "rb") as file:
+            data = file.read(BUNDLE_BYTES_MAX + 1)
+    except OSError as error:
+        problems.append(_mistake(name, error.strerror or "unreadable", "a readable file"))
+        return b""
+    if len(data) > BUNDLE_BYTES_MAX:
+        problems.append(_mistake(name, "a larger file", f"at most {BUNDLE_BYTES_MAX} bytes"))
+    return data
+
+
+def _describe(path: str, problems: list[Problem]) -> Description:
+    """Import the source in a process of its own and read what it declares."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(broker.__file__)))
+    search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search), "PYTHONHASHSEED": "0"}
+    try:
+        # -P keeps the author's folder from standing in for a module of ours.
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "sandbox_worker.sdk.describe", path],
+            env=environment, stdout=subprocess.PIPE, timeout=DESCRIBE_SECONDS_MAX, check=False,
+        )
+        description = msgspec.json.decode(done.stdout, type=Description)
+    except subprocess.TimeoutExpired:
+        problems.append(_mistake(
+            ENTRY_FILE, f"importing it takes more than {DESCRIBE_SECONDS_MAX} s",
+            "a module whose top level only defines things",
+        ))
+    except msgspec.MsgspecError:
+        problems.append(_mistake(
+            ENTRY_FILE, f"importing it ended the process with status {done.returncode}",
+            "a module whose top level only defines things",
+        ))
+    else:
+        problems += [_mistake(one.where, one.found, one.expected) for one in description.problems]
+        return description
+    return Description({}, (), ())
+
+
+def _compare(source: PluginSource, description: Description) -> list[Problem]:
+    """Hold plugin.toml against what plugin.py imports and defines."""
+    declared, imported = set(source.modules), set(description.modules)
+    line = f"modules = {msgspec.json.encode(sorted(imported)).decode()}"
+    problems = [
+        _mistake(f"{SOURCE_FILE}.modules", "nothing", printable(name), f"Write: {line}")
+        for name in sorted(imported - declared)
+    ]
+    problems += [
+        _mistake(f"{SOURCE_FILE}.methods.{name}", "no such method", "a method of plugin.py")
+        for name in sorted(source.methods.keys() - description.methods.keys())
+        if not description.problems
+    ]
+    return problems
