@@ -190,7 +190,7 @@ def _drop_capabilities(keep: frozenset[int]) -> None:
     checked = ["CapInh", "CapPrm", "CapEff", "CapAmb"]
     if effective & 1 << _CAP_SETPCAP:
         checked.append("CapBnd")
-        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as last:
+        with open("/proc/sys/kernel/cap_last_cap", encoding="utf-8") as last:
             gone = set(range(int(last.read()) + 1)) - keep
         for number in gone:
             _require("capabilities", _OUTER_HINT, _PRCTL, _CAPBSET_DROP, number, 0, 0, 0)
@@ -321,7 +321,7 @@ def _try_bind() -> None:
 
 
 def _status() -> dict[str, str]:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as lines:
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
