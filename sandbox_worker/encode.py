@@ -114,7 +114,7 @@ def pack(value: object) -> bytes:
     return b"".join(parts)
 
 
-def _pack(value: object, put: Callable[[bytes], object]) -> None:  # noqa: C901  One case a type.
+def _pack(value: object, put: Callable[[bytes], object]) -> None:
     if value is None or value is True or value is False:
         put(b"\xc0" if value is None else b"\xc3" if value else b"\xc2")
     elif isinstance(value, int):

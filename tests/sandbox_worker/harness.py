@@ -123,8 +123,9 @@ class Worker:
         grants: tuple[str, ...] = (),
         grant_values: dict[str, str] | None = None,
         pool_size: int = 2,
-        command: list[str] | None = None,
+        changes: dict[str, object] | None = None,
     ) -> None:
+        """Start it; `changes` replaces fields of the launch document."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         server_public, server_secret = zmq.curve_keypair()
@@ -150,11 +151,12 @@ class Worker:
             grant_values=grant_values or {},
             pool_size=pool_size,
         )
+        self.launch = msgspec.structs.replace(self.launch, **(changes or {}))
         launch_read, launch_write = os.pipe()
         life_read, self.life = os.pipe()
         self.process = subprocess.Popen(
             [
-                *(command or [sys.executable, "-s"]), "-m", "sandbox_worker",
+                sys.executable, "-s", "-m", "sandbox_worker",
                 "--launch-fd", str(launch_read), "--life-fd", str(life_read),
             ],
             pass_fds=(launch_read, life_read),

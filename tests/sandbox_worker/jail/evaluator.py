@@ -1,7 +1,7 @@
 """Runs a classic BPF seccomp program in user space, instruction by instruction.
 
-Written from seccomp(2) and the kernel's instruction meanings, not from the assembler: it is what the
-assembler is compared with.
+Written from seccomp(2) and the kernel's instruction meanings, not from the assembler: it is what
+the assembler is compared with.
 """
 
 from __future__ import annotations

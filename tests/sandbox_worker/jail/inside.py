@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 ORDINARY = 65534
 ANSWER = 3
@@ -21,7 +23,7 @@ class Killed(Exception):
         self.signal = signal
 
 
-def inside(function: Callable[[], object], identity: str = "root") -> object:
+def inside(function: Callable[[], object], identity: str = "root") -> Any:
     """What the function returned in a forked process, as JSON; an exception there fails here.
 
     Args:
@@ -36,13 +38,14 @@ def inside(function: Callable[[], object], identity: str = "root") -> object:
     if child == 0:
         # Descriptor 3 is the one that even the strictest filter lets a process write to.
         os.dup2(writer, ANSWER)
+        faulthandler.disable()
         try:
             if identity == "ordinary" and os.getuid() == 0:
                 os.setgroups([])
                 os.setresgid(ORDINARY, ORDINARY, ORDINARY)
                 os.setresuid(ORDINARY, ORDINARY, ORDINARY)
             answer = {"value": function()}
-        except BaseException:
+        except BaseException:  # noqa: BLE001  Told to the parent, which fails.
             answer = {"error": traceback.format_exc()}
         os.write(ANSWER, json.dumps(answer).encode())
         os._exit(0)

@@ -71,7 +71,7 @@ def test_only_wide_arguments_look_at_the_high_half(check: Check, value: int, gar
 def test_far_branches_reach_their_target() -> None:
     """A table whose halves are longer than a conditional jump still decides every number."""
     wide = Rule(ALLOW, (Check(0, 64, one_of=tuple(range(100))),), errno_action(1))
-    rules = {number: wide for number in range(0, 200, 2)}
+    rules = dict.fromkeys(range(0, 200, 2), wide)
     program = assemble(rules, KILL)
 
     assert len(disassemble(program)) > 4 * 255

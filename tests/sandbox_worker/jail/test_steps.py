@@ -70,7 +70,7 @@ def test_all_seven_namespaces_are_new(who: str) -> None:
 
         return [outside, _inner(inner)]
 
-    outside, (pid, uid, host, devices, within) = inside(attempt, who)  # type: ignore[misc]  # JSON.
+    outside, (pid, uid, host, devices, within) = inside(attempt, who)
 
     assert (pid, uid, host) == (1, namespaces.INNER_ID, "sandbox")
     assert set(devices) <= {"lo", "tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0",
