@@ -182,7 +182,7 @@ def sigsys(ctx: Context, text: TextPayload):
 @method()
 def overflow(ctx: Context, text: TextPayload):
     value = []
-    for _ in range(1000000):
+    for _ in range(50000):
         value = [value]
     return repr(value)
 '''
@@ -192,7 +192,11 @@ REFERENCE, SLICE = PayloadSpec("binary_ref"), PayloadSpec("dataset_slice")
 METHODS = {
     **{
         name: Method(TEXT, JSON)
-        for name in ["words", "environment", "talk", "wrong", "invalid", "unanswerable", "leave", "system_exit", "spin", "swallow", "wait", "eat", "large", "endless", "chatter", "raw", "number", "recurse", "sigsys", "overflow", "missing"]
+        for name in (
+            "words", "environment", "talk", "wrong", "invalid", "unanswerable", "leave",
+            "system_exit", "spin", "swallow", "wait", "eat", "large", "endless",
+            "chatter", "raw", "number", "recurse", "sigsys", "overflow", "missing",
+        )
     },
     "upper": Method(TEXT, TEXT),
     "move": Method(JSON, JSON),
