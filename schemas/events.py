@@ -573,7 +573,8 @@ def encode_event(
         The line with its newline, and its event_hash in hex.
     """
     body = (
-        b'"event_type":"%b","f":%b,"log_id":"%b","mono_us":%d,"prev_hash":"%b","seq":%d,"ts_us":%d,"v":1}'
+        b'"event_type":"%b","f":%b,"log_id":"%b","mono_us":%d,"prev_hash":"%b",'
+        b'"seq":%d,"ts_us":%d,"v":1}'
         % (
             fields.EVENT_TYPE.encode(), _encoder.encode(fields), log_id.encode(), mono_us,
             prev_hash.encode(), seq, ts_us,

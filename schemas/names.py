@@ -57,8 +57,8 @@ VersionText = Annotated[
 VersionRequest = Annotated[
     str,
     Meta(
-        pattern=r"^(\^[0-9]{1,9}\.[0-9]{1,9}|[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}(-[0-9A-Za-z.-]{1,64})?)"
-        + _END,
+        pattern=r"^(\^[0-9]{1,9}\.[0-9]{1,9}"
+        r"|[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}(-[0-9A-Za-z.-]{1,64})?)" + _END,
         description="An exact version, or ^X.Y for the newest compatible enabled one.",
     ),
 ]
