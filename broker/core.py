@@ -5,7 +5,7 @@ Rules this file keeps:
 - Every frame is an event, in or out or dropped. Only OMEGA's invocations start anything; what a
   worker starts is refused and costs the worker its life.
 - An accepted invocation ends exactly once, by the first end that `broker.lifecycle` allows.
-- Time (monotonic and wall, us), ids and nonces come in from the shell; the core never asks.
+- Time in us, ids and nonces come in from the shell; the core never asks.
 
 It leaves workers' lives to `broker.supervision`, operators' requests and reads to
 `broker.administration`, payloads to `broker.orchestrator.calls`, and every socket, file and process
@@ -13,6 +13,8 @@ to `broker.gateway`. Source: specification sections 4, 5, 7; the race table of d
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from broker.administration import Administration
 from broker.effects import Effect, Origin
@@ -23,7 +25,17 @@ from broker.orchestrator.fleet import Pool, Worker
 from broker.state import State
 from broker.supervision import Supervision
 from schemas import codec
-from schemas.events import EventFields, FrameDrop, FrameIn, InvokeEnd, InvokeRefuse, Plane
+from schemas.events import (
+    Event,
+    EventFields,
+    FrameDrop,
+    FrameIn,
+    InvokeAccept,
+    InvokeEnd,
+    InvokeRefuse,
+    Plane,
+    PluginQuarantine,
+)
 from schemas.messages import (
     CallFailure,
     CallProgress,
@@ -56,6 +68,41 @@ class Core:
 
     def _start(self, pool: Pool) -> None:
         self._workers.ensure(pool)
+
+    # --- starting ---
+
+    def restore(self, event: Event) -> None:
+        """Take in one event of the ledger's past: the inventory, and request ids in the window."""
+        state = self.state
+        fields = event.fields
+        state.inventory.apply(fields, event.seq)
+        if event.ts_us < state.wall_us - state.config.limits.request_window_ms * 1000:
+            return
+        if isinstance(fields, FrameIn) and fields.request_id is not None:
+            if fields.plane != "worker":
+                state.window(fields.peer).admit(fields.request_id, event.ts_us)
+        elif isinstance(fields, InvokeEnd):
+            self._invocations.recorded(fields, event.seq)
+        elif isinstance(fields, InvokeAccept):
+            self._invocations.accepted(fields)
+
+    def begin(self, damaged: Iterable[tuple[str, str]], now: int) -> list[Effect]:
+        """Begin to serve: nobody is adopted, so every call left open ends as abandoned.
+
+        Args:
+            damaged: plugin and version of each bundle that is not what was registered.
+            now: monotonic time, us.
+        """
+        state = self._at(now)
+        state.began_us = now
+        for plugin, version in damaged:
+            record = state.inventory.record(plugin, version)
+            if record is not None and state.inventory.may(record, "quarantine"):
+                state.append(
+                    PluginQuarantine(plugin=plugin, version=version, reason="bundle_damaged")
+                )
+        self._invocations.abandon_all()
+        return state.take()
 
     # --- time ---
 
@@ -101,7 +148,6 @@ class Core:
             self._workers.kill(worker, "abort_ignored")
 
     def _at(self, now: int) -> State:
-        self.state.wall_us += max(0, now - self.state.now)
         self.state.now = now
         return self.state
 
@@ -144,9 +190,7 @@ class Core:
                     request_id=request.request_id)
         )
         code = self._forbidden(origin, kind)
-        if code is None and not state.window(origin.key_id).admit(
-            request.request_id, state.wall_us
-        ):
+        if code is None and not state.admit(origin.key_id, request.request_id):
             code = RefusalCode.DUPLICATE_REQUEST
         if code is not None:
             self._refuse_request(origin, request, code)
@@ -276,7 +320,7 @@ class Core:
         """A worker's process is gone."""
         worker = self._at(now).fleet.by_incarnation.get(incarnation)
         if worker is not None:
-            self._workers.gone(worker, "exit", status=status, signal=signal)
+            self._workers.gone(worker, "exit", "exit", status=status, signal=signal)
         return self.state.take()
 
     def spawn_failed(self, incarnation: str, reason: str, now: int) -> list[Effect]:
@@ -284,7 +328,7 @@ class Core:
         worker = self._at(now).fleet.by_incarnation.get(incarnation)
         if worker is not None:
             worker.exit_detail = "".join(c if " " <= c <= "~" else "?" for c in reason[:200])
-            self._workers.gone(worker, "start_failed")
+            self._workers.gone(worker, "start_failed", "start_failed")
         return self.state.take()
 
     def worker_intruded(self, incarnation: str, now: int) -> list[Effect]:

@@ -16,9 +16,7 @@ docs/ARCHITECTURE.md.
 from __future__ import annotations
 
 import os
-import time
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -82,6 +80,27 @@ class BundleStore(Protocol):
         """Give the path of a bundle's file."""
 
 
+class SignalSource(Protocol):
+    """Signals to the process, as something to watch."""
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that becomes readable when there are signals."""
+
+    def take(self) -> int:
+        """Give how many requests to stop came since the last time."""
+
+
+class Clock(Protocol):
+    """The two clocks, in us."""
+
+    def mono_us(self) -> int:
+        """Monotonic time."""
+
+    def wall_us(self) -> int:
+        """Time since 1970."""
+
+
 class Gateway:
     """The running broker. Call `run` once; it returns the process's exit status."""
 
@@ -94,25 +113,25 @@ class Gateway:
         launcher: LocalLauncher,
         external: ExternalLauncher,
         bundles: BundleStore,
-        signals_fd: int,
-        log: Callable[[str, dict[str, str | int]], None],
+        signals: SignalSource,
+        clock: Clock,
     ) -> None:
-        """Take every part, already open. `signals_fd` gives one byte for each signal."""
+        """Take every part, already open."""
         self._core = core
         self._ledger = ledger
         self._transport = transport
         self._launcher = launcher
         self._external = external
         self._bundles = bundles
-        self._signals_fd = signals_fd
-        self._log = log
+        self._signals = signals
+        self._clock = clock
         self._last = Appended(0, "")
         self._outbox: list[tuple[Origin | str, bytes, FrameOut]] = []
         self._after: list[Spawn | Kill | SetKeys] = []
         self._stories: OrderedDict[str, list[int]] = OrderedDict()
         self._consistency: tuple[int, int, tuple[str, ...]] = (0, 0, ())
         transport.watch(launcher.fd)
-        transport.watch(signals_fd)
+        transport.watch(signals.fd)
 
     # --- the loop ---
 
@@ -122,7 +141,7 @@ class Gateway:
         while core.state.gateway != "stopped":
             self.turn(self._transport.poll(self._timeout_ms()))
             if core.state.gateway == "draining" and core.idle:
-                self._perform(core.stop(_now()))
+                self.perform(core.stop(self._clock.mono_us()))
                 self._conclude()
         self.append(LedgerClose(reason="drained"))
         self._ledger.commit()
@@ -135,16 +154,17 @@ class Gateway:
         if deadline is None:
             return TURN_MS_MAX
         # Rounded up, so that a turn does not come a moment before what it waits for.
-        return max(0, min(TURN_MS_MAX, (deadline - _now()) // 1000 + 1))
+        return max(0, min(TURN_MS_MAX, (deadline - self._clock.mono_us()) // 1000 + 1))
 
     def turn(self, arrivals: list[Arrival]) -> None:
         """Take what arrived, decide all of it, commit once, then act."""
+        self._core.state.wall_us = self._clock.wall_us()
         for arrival in arrivals:
-            self._perform(self._decide(arrival, _now()))
+            self.perform(self._decide(arrival, self._clock.mono_us()))
         deadline = self._core.next_deadline()
-        now = _now()
+        now = self._clock.mono_us()
         if deadline is not None and deadline <= now:
-            self._perform(self._core.tick(now))
+            self.perform(self._core.tick(now))
         self._conclude()
 
     def _decide(self, arrival: Arrival, now: int) -> list[Effect]:
@@ -183,8 +203,8 @@ class Gateway:
         """A signal came, or the launcher has something to tell."""
         core = self._core
         effects: list[Effect] = []
-        if fd == self._signals_fd:
-            for _ in os.read(fd, 64):
+        if fd == self._signals.fd:
+            for _ in range(self._signals.take()):
                 draining = core.state.gateway != "serving"
                 effects += core.stop(now) if draining else core.drain(now)
             return effects
@@ -211,7 +231,8 @@ class Gateway:
             self._remember(request_id, appended.seq)
         return appended
 
-    def _perform(self, effects: list[Effect]) -> None:
+    def perform(self, effects: list[Effect]) -> None:
+        """Do what the core decided, in order; what leaves the process waits for the commit."""
         for effect in effects:
             if isinstance(effect, Append):
                 self._last = self.append(effect.fields)
@@ -285,7 +306,7 @@ class Gateway:
             request_id=event.request_id, call=event.call,
         ))
         if isinstance(to, str):
-            self._perform(self._core.worker_exited(to, None, None, _now()))
+            self.perform(self._core.worker_exited(to, None, None, self._clock.mono_us()))
 
     def _spawn(self, effect: Spawn) -> None:
         endpoint = self._transport.open_worker(effect.incarnation)
@@ -302,7 +323,7 @@ class Gateway:
             worker_secret_key=endpoint.worker_secret_key,
             limits=effect.limits,
             grants=effect.grants,
-            expires_at_us=time.time_ns() // 1000 + LAUNCH_VALID_US,
+            expires_at_us=self._clock.wall_us() + LAUNCH_VALID_US,
             calls_max=workers.calls_max,
             minutes_max=workers.minutes_max,
             pool_size=workers.pool_size,
@@ -383,7 +404,3 @@ def _refusal(request_id: str, code: RefusalCode) -> Refusal:
     return Refusal(
         request_id=request_id, code=code, message=f"{info.title}. {info.reason}", hint=info.remedy
     )
-
-
-def _now() -> int:
-    return time.monotonic_ns() // 1000

@@ -59,6 +59,19 @@ class Invocations:
         self._start = start
         self._key_of_end: dict[str, str] = {}
 
+    def accepted(self, accept: InvokeAccept) -> None:
+        """Remember whose call it is that the ledger's past accepted."""
+        self._key_of_end[accept.request_id] = accept.peer
+
+    def abandon_all(self) -> None:
+        """End every call that the ledger's past left open."""
+        for request_id, peer in self._state.inventory.open_invocations.items():
+            self._key_of_end[request_id] = peer
+            self._state.append(
+                InvokeEnd(request_id=request_id, outcome="abandoned", reached="queued",
+                          code=RefusalCode.ABANDONED)
+            )
+
     def recorded(self, end: InvokeEnd, seq: int) -> None:
         """Remember where an end lies, so that a duplicate can be told."""
         key_id = self._key_of_end.pop(end.request_id, None)
@@ -259,7 +272,8 @@ class Invocations:
 
     def lost(self, call: Call, code: RefusalCode, sentence: str) -> None:
         """End a call that no worker can answer any more."""
-        self.finish(call, "worker_lost", "lost", code, sentence)
+        outcome: Outcome = "lost" if code is RefusalCode.WORKER_LOST else "refused"
+        self.finish(call, "worker_lost", outcome, code, sentence)
 
     def end_revoked(self, call: Call) -> None:
         """End a call whose plugin, key or grant was taken back."""

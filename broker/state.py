@@ -167,6 +167,17 @@ class State:
             )
         return window
 
+    def admit(self, key_id: str, request_id: str) -> bool:
+        """Remember a request id of one key; False when any key used it within the window.
+
+        Each key has a window of its own size, but one id names one request in the whole ledger.
+        """
+        window = self.window(key_id)
+        for other in self.windows.values():
+            if other is not window and request_id in other:
+                return False
+        return window.admit(request_id, self.wall_us)
+
     # --- time ---
 
     def later(self, at_us: int, kind: TimerKind, key: str) -> None:

@@ -188,7 +188,7 @@ class Supervision:
         pool = state.fleet.pool(worker.plugin, worker.version)
         for other in list(pool.workers.values()):
             if other is not worker and other.recycle is not None and other.state == "ready":
-                self.drain(other)
+                self.drain(other, "recycle")
         self._room(pool)
         return True
 
@@ -208,20 +208,20 @@ class Supervision:
                 "plugin_load_failed": RefusalCode.PLUGIN_LOAD_FAILED,
             }.get(message.reason, RefusalCode.WORKER_START_FAILED)
             pool = self._state.fleet.pool(worker.plugin, worker.version)
-            self.gone(worker, message.reason)
+            self.gone(worker, "bye", message.reason)
             self.refuse_queue(pool, code, message.detail)
             return True
         if worker.calls or worker.state not in ("draining", "ready"):
             return False
-        self.gone(worker, message.reason, failed=False)
+        self.gone(worker, "bye", message.reason, failed=False)
         return True
 
     # --- ending ---
 
-    def drain(self, worker: Worker) -> None:
+    def drain(self, worker: Worker, event: Literal["drain", "recycle"] = "drain") -> None:
         """Let a worker finish what it has and take nothing more."""
         state = self._state
-        if not worker.step("drain"):
+        if not worker.step(event):
             return
         worker.drain_until_us = state.now + state.config.times.drain_ms * 1000
         state.later(worker.drain_until_us, "drain", worker.incarnation)
@@ -229,12 +229,12 @@ class Supervision:
 
     def kill(self, worker: Worker, reason: str, *, failed: bool = True) -> None:
         """End a worker at once; its calls end as lost unless they were ended before."""
-        self._state.do(Kill(worker.incarnation))
-        self.gone(worker, reason, failed=failed)
+        self.gone(worker, "kill", reason, failed=failed)
 
     def gone(
         self,
         worker: Worker,
+        event: Literal["bye", "exit", "kill", "start_failed"],
         reason: str,
         *,
         status: int | None = None,
@@ -243,9 +243,8 @@ class Supervision:
     ) -> None:
         """Write a worker off: its exit is an event, its calls are lost, its pool may start anew."""
         state = self._state
-        if worker.state == "gone":
+        if not worker.step(event):
             return
-        worker.step("exit")
         state.fleet.remove(worker)
         pool = state.fleet.pool(worker.plugin, worker.version)
         state.append(

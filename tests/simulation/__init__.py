@@ -1,0 +1,1 @@
+"""Seeded runs of the real loop and core with hostile workers and clients, without any I/O."""

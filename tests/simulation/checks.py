@@ -1,0 +1,192 @@
+"""The invariants, checked on every event as it is appended. Shares no transition with the core.
+
+Each check is a sentence of the specification turned into bookkeeping of its own over the ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from schemas.events import (
+    Event,
+    FrameIn,
+    FrameOut,
+    GrantChange,
+    InvokeAccept,
+    InvokeEnd,
+    PluginApprove,
+    PluginDisable,
+    PluginEnable,
+    PluginQuarantine,
+    PluginRegister,
+    Revoke,
+    WorkerAttest,
+    WorkerExit,
+    WorkerProbe,
+    WorkerStart,
+)
+from tests.simulation.fakes import require
+
+OPERATOR_EVENTS = (
+    PluginRegister, PluginEnable, PluginDisable, PluginApprove, GrantChange, Revoke,
+)
+
+
+DOOR_CODES = frozenset({
+    "duplicate_request", "frame_malformed", "message_invalid", "message_unknown", "frame_too_large",
+    "role_not_allowed", "key_revoked",
+})
+"""Refusals of a frame as such, which may carry any request id its sender wrote."""
+
+
+@dataclass
+class _Open:
+    plugin: str
+    version: str
+    runs: dict[str, int] = field(default_factory=dict)
+    answered: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _Worker:
+    plugin: str
+    version: str
+    attested: bool = False
+    witnessed: bool = False
+    gone: bool = False
+    calls: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class Checks:
+    """One ledger's history as the checks see it. `roles` maps a key id to its role."""
+
+    roles: dict[str, str]
+    in_flight_max: int
+    open: dict[str, _Open] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
+    workers: dict[str, _Worker] = field(default_factory=dict)
+    registered: set[tuple[str, str]] = field(default_factory=set)
+    enabled: dict[str, str] = field(default_factory=dict)
+    dead: set[tuple[str, str]] = field(default_factory=set)
+    answers_due: dict[str, int] = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        """Hold one event against everything before it."""
+        fields = event.fields
+        if isinstance(fields, InvokeAccept):
+            self._accept(fields)
+        elif isinstance(fields, InvokeEnd):
+            self._end(fields)
+        elif isinstance(fields, FrameOut):
+            self._out(fields)
+        elif isinstance(fields, FrameIn):
+            self._in(fields)
+        elif isinstance(fields, WorkerStart):
+            require((fields.plugin, fields.version) in self.registered, "unregistered worker")
+            require((fields.plugin, fields.version) not in self.dead, "a dead version was started")
+            self.workers[fields.incarnation] = _Worker(fields.plugin, fields.version)
+        elif isinstance(fields, WorkerAttest):
+            self.workers[fields.incarnation].attested = fields.accepted
+        elif isinstance(fields, WorkerProbe):
+            self.workers[fields.incarnation].witnessed = fields.passed
+        elif isinstance(fields, WorkerExit):
+            self.workers[fields.incarnation].gone = True
+        else:
+            self._registry(event)
+
+    def _registry(self, event: Event) -> None:
+        fields = event.fields
+        if isinstance(fields, OPERATOR_EVENTS):
+            require(self.roles.get(fields.actor) == "operator",
+                    f"{fields.EVENT_TYPE} by {self.roles.get(fields.actor)}")
+        if isinstance(fields, PluginRegister):
+            key = (fields.plugin, fields.version)
+            require(key not in self.registered, "a version was registered twice")
+            self.registered.add(key)
+        elif isinstance(fields, PluginEnable):
+            key = (fields.plugin, fields.version)
+            require(key in self.registered and key not in self.dead, "enabled what may not be")
+            self.enabled[fields.plugin] = fields.version
+        elif isinstance(fields, PluginDisable):
+            self.enabled.pop(fields.plugin, None)
+        elif isinstance(fields, PluginQuarantine):
+            self._kill(fields.plugin, fields.version)
+        elif isinstance(fields, Revoke) and fields.kind == "plugin_version":
+            plugin, _, version = fields.id.partition("@")
+            self._kill(plugin, version)
+
+    def _kill(self, plugin: str, version: str) -> None:
+        self.dead.add((plugin, version))
+        if self.enabled.get(plugin) == version:
+            del self.enabled[plugin]
+
+    def _accept(self, fields: InvokeAccept) -> None:
+        require(self.roles.get(fields.peer) == "omega",
+                f"an invocation of {self.roles.get(fields.peer)} was accepted")
+        require(fields.request_id not in self.open and fields.request_id not in self.ended,
+                "a request id was accepted twice")
+        require(self.enabled.get(fields.plugin) == fields.version, "accepted what is not enabled")
+        self.open[fields.request_id] = _Open(fields.plugin, fields.version)
+        require(len(self.open) <= self.in_flight_max, "more calls in flight than allowed")
+
+    def _end(self, fields: InvokeEnd) -> None:
+        call = self.open.pop(fields.request_id, None)
+        require(call is not None, "an end without an open invocation")
+        assert call is not None
+        self.ended.add(fields.request_id)
+        if fields.outcome == "result":
+            require(fields.incarnation in call.answered,
+                    "a result that the worker with the call did not give")
+        if fields.outcome != "abandoned" or fields.incarnation is not None:
+            self.answers_due[fields.request_id] = 1
+
+    def _out(self, fields: FrameOut) -> None:
+        if fields.type == "run":
+            self._run(fields)
+        elif fields.plane != "worker" and fields.type in ("result", "refusal"):
+            if fields.code in DOOR_CODES:
+                return
+            if fields.request_id in self.answers_due:
+                self.answers_due[fields.request_id] -= 1
+                require(self.answers_due[fields.request_id] >= 0,
+                        "an invocation was answered twice")
+            else:
+                require(fields.type == "refusal", "a result for nothing")
+
+    def _run(self, fields: FrameOut) -> None:
+        worker = self.workers[fields.peer]
+        call = self.open.get(fields.request_id or "")
+        require(call is not None, "a run without an open invocation")
+        assert call is not None and fields.call is not None and fields.request_id is not None
+        require((worker.plugin, worker.version) == (call.plugin, call.version),
+                "a call was routed to a worker of another plugin")
+        require(worker.attested and worker.witnessed and not worker.gone,
+                "a call was routed to a worker that may not serve")
+        require((worker.plugin, worker.version) not in self.dead, "a dead version was given a call")
+        require(not call.runs, "one invocation was run twice")
+        call.runs[fields.peer] = fields.call
+        worker.calls[fields.call] = fields.request_id
+
+    def _in(self, fields: FrameIn) -> None:
+        if fields.plane == "worker" and fields.type == "call_result" and fields.call is not None:
+            worker = self.workers[fields.peer]
+            request_id = worker.calls.get(fields.call)
+            if request_id is not None and request_id in self.open:
+                self.open[request_id].answered.add(fields.peer)
+
+    def settled(self) -> None:
+        """After each turn: nothing waits for a worker that is gone, nothing is left unanswered."""
+        for request_id, call in self.open.items():
+            for incarnation in call.runs:
+                require(not self.workers[incarnation].gone,
+                        f"{request_id} waits for a worker that is gone")
+        for request_id, count in self.answers_due.items():
+            require(count == 0, f"{request_id} ended {1 - count} times answered")
+        self.answers_due.clear()
+
+    def restarted(self) -> None:
+        """A new process begins: no worker survives."""
+        for worker in self.workers.values():
+            worker.gone = True
+        self.answers_due.clear()

@@ -1,0 +1,245 @@
+"""Stand-ins for the shell's parts, behind the same small interfaces as the real ones.
+
+No file, socket, process or clock is touched. The ledger keeps what was appended and how much of it
+is durable; the transport refuses, as a failed assertion, any frame whose `frame.out` event is not
+durable yet.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from broker.effects import Origin
+from broker.launchers.orders import Exited, Report, Started, StartFailed
+from broker.ledger import Appended
+from broker.ledger.errors import LedgerFailure, PositionUnknown
+from broker.transport import SendOutcome, WorkerEndpoint
+from schemas import codec
+from schemas.events import Event, EventFields, FrameOut
+from schemas.messages import Reply, ToWorker
+
+LAUNCHER_FD = 1001
+SIGNALS_FD = 1002
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+def require(condition: object, sentence: str) -> None:
+    """Fail the run with a sentence when an invariant does not hold."""
+    if not condition:
+        raise Broken(sentence)
+
+
+@dataclass
+class FakeClock:
+    """Two clocks that the world moves; the wall clock may jump, the monotonic one may not."""
+
+    mono: int = 1_000_000
+    wall: int = 1_790_000_000_000_000
+
+    def mono_us(self) -> int:
+        """Give the monotonic time."""
+        return self.mono
+
+    def wall_us(self) -> int:
+        """Give the wall time."""
+        return self.wall
+
+
+class FakeSignals:
+    """Requests to stop that the world makes."""
+
+    fd = SIGNALS_FD
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    def take(self) -> int:
+        """Give the requests that came."""
+        waiting, self.waiting = self.waiting, 0
+        return waiting
+
+
+@dataclass
+class FakeLedger:
+    """Events in memory, and how many of them are durable. `fail_at` makes one commit fail."""
+
+    clock: FakeClock
+    events: list[Event] = field(default_factory=list)
+    durable: int = 0
+    commits: int = 0
+    fail_at: int | None = None
+    failed: bool = False
+    log_id: str = "omega-gateway/development/0123456789abcdef"
+    head: str = "head"
+    verifier_key: str = "key"
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to commit."""
+        return self.durable < len(self.events)
+
+    @property
+    def head_size(self) -> int:
+        """The newest checkpoint covers what is durable."""
+        return self.durable
+
+    def append(self, fields: EventFields) -> Appended:
+        """Take one event."""
+        require(not self.failed, "an event was appended to a latched ledger")
+        seq = len(self.events)
+        event_hash = f"{seq:064x}"
+        self.events.append(Event(
+            seq=seq, ts_us=self.clock.wall, mono_us=self.clock.mono, log_id=self.log_id,
+            prev_hash=f"{max(seq - 1, 0):064x}", event_hash=event_hash, fields=fields,
+        ))
+        return Appended(seq, event_hash)
+
+    def commit(self) -> None:
+        """Make everything durable, or fail for good."""
+        self.commits += 1
+        if self.failed or self.commits == self.fail_at:
+            self.failed = True
+            raise LedgerFailure("fdatasync", "the volume failed")
+        self.durable = len(self.events)
+
+    def checkpoint_due(self) -> bool:
+        """Checkpoints are the ledger's own matter and not simulated."""
+        return False
+
+    def checkpoint(self) -> str:
+        """Give the present head."""
+        return self.head
+
+    def prove(self, seq: int) -> list[bytes]:
+        """Prove nothing, but know the bounds."""
+        if seq >= self.durable:
+            raise PositionUnknown("beyond the head")
+        return []
+
+    def prove_consistency(self, old_size: int) -> list[bytes]:
+        """Prove nothing, but know the bounds."""
+        if old_size > self.durable:
+            raise PositionUnknown("beyond the head")
+        return []
+
+    def line(self, seq: int) -> bytes:
+        """Give a line that stands for the event."""
+        return b"%d\n" % seq
+
+
+@dataclass
+class FakeTransport:
+    """Keeps what left; a frame may leave only when its event is durable, and only once."""
+
+    ledger: FakeLedger
+    replies: list[tuple[Origin, Reply]] = field(default_factory=list)
+    orders: list[tuple[str, ToWorker]] = field(default_factory=list)
+    open: set[str] = field(default_factory=set)
+    gone: set[bytes] = field(default_factory=set)
+    keys: dict[str, dict[str, str]] = field(default_factory=dict)
+    checked: int = 0
+    waiting: deque[FrameOut] = field(default_factory=deque)
+
+    def watch(self, fd: int) -> None:
+        """Nothing is watched here."""
+
+    def _must_be_ledgered(self, plane: str, peer: str, kind: str, size: int) -> None:
+        """Match a frame with the next durable `frame.out`, in order."""
+        for event in self.ledger.events[self.checked : self.ledger.durable]:
+            if isinstance(event.fields, FrameOut):
+                self.waiting.append(event.fields)
+        self.checked = max(self.checked, self.ledger.durable)
+        require(self.waiting, f"a {kind} frame left before it was durable")
+        fields = self.waiting.popleft()
+        require(
+            (fields.plane, fields.peer, fields.type, fields.bytes) == (plane, peer, kind, size),
+            f"a {kind} frame left that is not the one in the ledger ({fields})",
+        )
+
+    def send(self, to: Origin, frame: bytes) -> SendOutcome:
+        """Let a reply out."""
+        reply = codec.decode_reply(frame)
+        assert reply is not None
+        self._must_be_ledgered(to.front, to.key_id, str(reply.__struct_config__.tag), len(frame))
+        if to.route in self.gone:
+            return "gone"
+        self.replies.append((to, reply))
+        return "sent"
+
+    def send_worker(self, incarnation: str, frame: bytes) -> SendOutcome:
+        """Let an order out."""
+        message = codec.to_worker.decode(frame)
+        self._must_be_ledgered(
+            "worker", incarnation, str(message.__struct_config__.tag), len(frame)
+        )
+        if incarnation not in self.open:
+            return "gone"
+        self.orders.append((incarnation, message))
+        return "sent"
+
+    def open_worker(self, incarnation: str) -> WorkerEndpoint:
+        """Open a socket for one incarnation."""
+        require(incarnation not in self.open, "an incarnation was opened twice")
+        self.open.add(incarnation)
+        return WorkerEndpoint("ipc:///run/fake", "s" * 40, "w" * 40)
+
+    def admit_worker(self, incarnation: str, pid: int | None, uid: int) -> None:
+        """Admit a worker's process."""
+
+    def close_worker(self, incarnation: str) -> None:
+        """Close a worker's socket."""
+        self.open.discard(incarnation)
+
+    def set_keys(self, front: str, keys: dict[str, str]) -> None:
+        """Change whom a front admits."""
+        self.keys[front] = keys
+
+
+class FakeLauncher:
+    """Starts nothing; the world decides what becomes of each start."""
+
+    fd = LAUNCHER_FD
+
+    def __init__(self) -> None:
+        self.launched: list[str] = []
+        self.killed: set[str] = set()
+        self.reports: list[Report] = []
+
+    def launch(self, incarnation: str, document: bytes) -> None:
+        """Take an order to start."""
+        self.launched.append(incarnation)
+
+    def kill(self, incarnation: str) -> None:
+        """Take an order to kill."""
+        self.killed.add(incarnation)
+
+    def receive(self) -> list[Report]:
+        """Give what the world says happened."""
+        reports, self.reports = self.reports, []
+        return reports
+
+
+class FakeBundles:
+    """Bundles by digest, in memory."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, bytes] = {}
+
+    def store(self, bundle_sha256: str, data: bytes) -> None:
+        """Keep a bundle."""
+        self.data[bundle_sha256] = data
+
+    def path(self, bundle_sha256: str) -> str:
+        """Give a path for the launch document."""
+        require(bundle_sha256 in self.data, "a worker was started from a bundle nobody stored")
+        return f"/bundles/{bundle_sha256}"
+
+
+__all__ = [
+    "LAUNCHER_FD", "SIGNALS_FD", "Broken", "Exited", "FakeBundles", "FakeClock", "FakeLauncher",
+    "FakeLedger", "FakeSignals", "FakeTransport", "StartFailed", "Started", "require",
+]

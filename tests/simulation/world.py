@@ -1,0 +1,536 @@
+"""One seeded run: the real loop and core among hostile workers and clients, crashes and jumps.
+
+Everything that happens is drawn from one `random.Random(seed)`, so a seed names a run for good.
+After each turn the checks hold the ledger against the invariants; at the end everything must come
+to rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from dataclasses import dataclass, field
+
+import msgspec
+
+from broker.administration import loaded_plugin
+from broker.arrivals import (
+    Arrival,
+    FrontFrames,
+    HandshakesRefused,
+    OversizedMessage,
+    Readable,
+    WorkerDisconnected,
+    WorkerFrames,
+    WorkerIntruder,
+)
+from broker.config import GatewayConfig, LimitsConfig, TimesConfig, WorkersConfig
+from broker.core import Core
+from broker.effects import Origin
+from broker.gateway import Gateway
+from broker.inventory import Inventory
+from broker.ledger.errors import LedgerFailure
+from broker.orchestrator.calls import LoadedPlugin
+from broker.policy import policy_digest
+from broker.state import Edge, KnownKey, State
+from broker.trust.validation import ValidationContext, validate_bundle
+from schemas import codec
+from schemas.messages import (
+    Abort,
+    Attestation,
+    Bye,
+    CallFailure,
+    CallProgress,
+    CallResult,
+    Cancel,
+    DisablePlugin,
+    Drain,
+    EnablePlugin,
+    GetPlugin,
+    Grant,
+    Invoke,
+    LedgerHead,
+    ListPlugins,
+    Ping,
+    Pong,
+    Probe,
+    ProbeOutcome,
+    ProbeReport,
+    Prove,
+    ProveConsistency,
+    Ready,
+    RegisterPlugin,
+    Revoke,
+    Run,
+    ShowRequest,
+    Status,
+    Usage,
+    ValidateBundle,
+)
+from schemas.names import Role
+from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayload
+from schemas.policy import Policy
+from schemas.witness import PROBES
+from tests.simulation.checks import Checks
+from tests.simulation.fakes import (
+    LAUNCHER_FD,
+    SIGNALS_FD,
+    Exited,
+    FakeBundles,
+    FakeClock,
+    FakeLauncher,
+    FakeLedger,
+    FakeSignals,
+    FakeTransport,
+    Started,
+    StartFailed,
+    require,
+)
+from tests.support.bundles import signed_bundle, trust_root
+
+KEYS: dict[str, Role] = {
+    "a" * 16: "omega", "b" * 16: "omega", "c" * 16: "operator", "d" * 16: "auditor",
+}
+CONFIG = GatewayConfig(
+    format="omega-gateway-config/1",
+    domain="development",
+    log_id="omega-gateway/development/0123456789abcdef",
+    limits=LimitsConfig(in_flight_max=6, request_window=500, bad_frames_per_s_max=3),
+    times=TimesConfig(start_ms=3_000, drain_ms=2_000, ping_interval_ms=1_000,
+                      ping_silence_ms=3_500, idle_worker_ms=9_000, backoff_ms_min=50),
+    workers=WorkersConfig(crash_loop_max=3, calls_max=6),
+)
+PLUGINS = (("alpha", "1.0.0"), ("alpha", "1.1.0"), ("beta", "1.0.0"))
+USAGE = Usage(cpu_ms=1, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
+ATTESTATION = Attestation(
+    zygote_pid=7, uid=65534, landlock_abi=7, no_new_privileges=1, seccomp_mode=2,
+    seccomp_filters_zygote=1, seccomp_filters_call=2, capabilities_effective="0" * 16,
+    capabilities_bounding="0" * 16, threads=1, base_filter_sha256="1" * 64,
+    strict_filter_sha256="2" * 64,
+    namespaces={"cgroup": 1, "ipc": 2, "mnt": 3, "net": 4, "pid": 5, "user": 6, "uts": 7},
+    interpreter="3.11.7",
+)
+
+
+@functools.cache
+def bundle(plugin: str, version: str) -> bytes:
+    """Make one real signed bundle, once."""
+    return signed_bundle(plugin, version, concurrency=2)
+
+
+@functools.cache
+def loaded(plugin: str, version: str) -> LoadedPlugin:
+    """Load one bundle as a start of the gateway does."""
+    context = ValidationContext("development", trust_root(), Policy(), {}, lambda _: None, set(), 1)
+    validated = validate_bundle(bundle(plugin, version), context)
+    assert validated.manifest is not None and validated.bundle is not None
+    return loaded_plugin(validated.manifest, validated.bundle)
+
+
+@dataclass
+class Peer:
+    """One worker process as the world plays it."""
+
+    incarnation: str
+    said: bool = False
+    probes: list[Probe] = field(default_factory=list)
+    pings: list[Ping] = field(default_factory=list)
+    runs: dict[int, Run] = field(default_factory=dict)
+    aborted: list[int] = field(default_factory=list)
+    draining: bool = False
+
+
+class World:
+    """The run. `step` does one turn; `finish` brings everything to rest."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.clock = FakeClock()
+        self.ledger = FakeLedger(self.clock)
+        self.bundles = FakeBundles()
+        self.checks = Checks(dict(KEYS), CONFIG.limits.in_flight_max)
+        self.effects: set[str] = set()
+        self.crashes = 0
+        self.checked = 0
+        self.begin()
+        for plugin, version in PLUGINS:
+            self.ask("c" * 16, RegisterPlugin(request_id=self.uuid(),
+                                              bundle=bundle(plugin, version)))
+            self.turn([])
+
+    # --- one life of the gateway ---
+
+    def begin(self) -> None:
+        """Start a gateway on the ledger that is there, as a new process does."""
+        inventory = Inventory()
+        state = State(
+            config=CONFIG, policy=Policy(), trust=trust_root(), trust_sha256="0" * 64,
+            policy_sha256=policy_digest(Policy()), inventory=inventory, plugins={},
+            keys={key: KnownKey(key, role, key) for key, role in KEYS.items()},
+            edge=Edge(new_incarnation=lambda: f"{self.random.getrandbits(128):032x}",
+                      new_nonce=lambda: self.random.randbytes(16), determinism_key=b"k" * 32, log_id=CONFIG.log_id),
+        )
+        state.wall_us = self.clock.wall
+        self.core = Core(state)
+        for event in self.ledger.events:
+            self.core.restore(event)
+        damaged = []
+        for record in inventory.plugins.values():
+            for version in record.versions:
+                if self.random.random() < 0.02:
+                    damaged.append((record.plugin, version))
+                else:
+                    state.plugins[record.plugin, version] = loaded(record.plugin, version)
+        self.transport = FakeTransport(self.ledger, checked=len(self.ledger.events))
+        self.launcher = FakeLauncher()
+        self.signals = FakeSignals()
+        self.gateway = Gateway(
+            core=self.core, ledger=self.ledger, transport=self.transport,  # type: ignore[arg-type]
+            launcher=self.launcher, external=None,  # type: ignore[arg-type]
+            bundles=self.bundles, signals=self.signals, clock=self.clock,
+        )
+        self.peers: dict[str, Peer] = {}
+        self.past_peers: list[str] = []
+        self.sent: list[str] = []
+        self.watch()
+        self.gateway.perform(self.core.begin(damaged, self.clock.mono))
+        self.turn([])
+
+    def watch(self) -> None:
+        """Note which kinds of effect the run meets."""
+        take = self.core.state.take
+
+        def noting() -> list[object]:
+            effects = take()
+            self.effects.update(type(effect).__name__ for effect in effects)
+            return effects  # type: ignore[return-value]
+
+        self.core.state.take = noting  # type: ignore[method-assign,assignment]
+
+    def crash(self) -> None:
+        """The process dies between turns' steps; some of what was not flushed may survive."""
+        self.crashes += 1
+        kept = self.random.randint(self.ledger.durable, len(self.ledger.events))
+        del self.ledger.events[kept:]
+        self.ledger.durable = kept
+        self.ledger.failed = False
+        self.ledger.fail_at = None
+        self.look()
+        self.checks.restarted()
+        self.begin()
+
+    def turn(self, arrivals: list[Arrival]) -> None:
+        """Do one turn of the real loop and hold what it did against the invariants."""
+        try:
+            self.gateway.turn(arrivals)
+        except LedgerFailure:
+            # The process ends; whatever it had not made durable was never said.
+            self.crash()
+            return
+        self.look()
+        self.checks.settled()
+        self.deliver()
+
+    def look(self) -> None:
+        """Check the events that are new."""
+        for event in self.ledger.events[self.checked :]:
+            self.checks.take(event)
+        self.checked = len(self.ledger.events)
+
+    def deliver(self) -> None:
+        """Hand what left to the workers that are alive."""
+        for incarnation in self.launcher.launched:
+            self.peers[incarnation] = Peer(incarnation)
+        self.launcher.launched.clear()
+        for incarnation in self.launcher.killed & set(self.peers):
+            self.past_peers.append(incarnation)
+            del self.peers[incarnation]
+        for incarnation, message in self.transport.orders:
+            peer = self.peers.get(incarnation)
+            if peer is None:
+                continue
+            if isinstance(message, Run):
+                peer.runs[message.call] = message
+            elif isinstance(message, Abort):
+                peer.aborted.append(message.call)
+            elif isinstance(message, Probe):
+                peer.probes.append(message)
+            elif isinstance(message, Ping):
+                peer.pings.append(message)
+            elif isinstance(message, Drain):
+                peer.draining = True
+        self.transport.orders.clear()
+        self.transport.replies.clear()
+
+    # --- what may happen ---
+
+    def step(self) -> None:
+        """Let one to three things happen, then let the gateway take a turn."""
+        dice = self.random.random()
+        if dice < 0.01:
+            self.ledger.fail_at = self.ledger.commits + self.random.randint(1, 3)
+        elif dice < 0.015:
+            self.crash()
+        elif dice < 0.0175:
+            self.signals.waiting += 1
+            self.turn([Readable(SIGNALS_FD)])
+        elif dice < 0.03:
+            self.clock.wall += self.random.randint(-3600, 3600) * 1_000_000
+        self.clock.mono += self.random.choice((10, 500, 3_000, 10_000, 60_000))
+        self.clock.wall += 1_000
+        if self.random.random() < 0.01:
+            self.clock.mono += 4_000_000
+        if self.core.state.gateway == "stopped":
+            self.crash()
+        arrivals: list[Arrival] = []
+        for _ in range(self.random.randint(1, 3)):
+            arrival = (
+                self.worker_acts() if self.peers and self.random.random() < 0.7
+                else self.client_acts()
+            )
+            if arrival is not None:
+                arrivals.append(arrival)
+        self.turn(arrivals)
+
+    def uuid(self) -> str:
+        """Make a request id."""
+        digits = f"{self.random.getrandbits(128):032x}"
+        return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+
+    def ask(self, key: str, message: msgspec.Struct) -> FrontFrames:
+        """Send a request at once in a turn of its own, as setup does."""
+        arrival = self.framed(key, codec.encode(message))
+        self.turn([arrival])
+        return arrival
+
+    def framed(self, key: str, frame: bytes, front: str | None = None) -> FrontFrames:
+        """Put a frame on the front of its key."""
+        omega = front == "front.omega" if front else KEYS.get(key) == "omega"
+        route = key.encode() + b"%d" % self.random.randint(0, 2)
+        return FrontFrames(
+            Origin("front.omega" if omega else "front.admin", key, route), [frame]
+        )
+
+    def client_acts(self) -> Arrival:
+        """Let some client do something, mostly sensible."""
+        roll = self.random.random()
+        if roll < 0.5:
+            return self.framed(self.random.choice(("a" * 16, "b" * 16)),
+                               codec.encode(self.invocation()))
+        if roll < 0.62:
+            return self.framed(self.random.choice(("a" * 16, "b" * 16)), codec.encode(
+                Cancel(request_id=self.uuid(), target=self.known_request())))
+        if roll < 0.88:
+            return self.operator_acts()
+        return self.stranger_acts()
+
+    def operator_acts(self) -> Arrival:
+        """Let an operator or auditor do something."""
+        plugin, version = self.random.choice(PLUGINS)
+        ask = self.uuid()
+        choices: list[msgspec.Struct] = [
+            *[EnablePlugin(request_id=ask, plugin=plugin, version=version)] * 12,
+            DisablePlugin(request_id=ask, plugin=plugin),
+            Grant(request_id=ask, plugin=plugin, capability="clock.read"),
+            Grant(request_id=ask, plugin=plugin, capability="net.connect"),
+            RegisterPlugin(request_id=ask, bundle=bundle(plugin, version)),
+            RegisterPlugin(request_id=ask, bundle=self.random.randbytes(40)),
+            ValidateBundle(request_id=ask, bundle=b"PK"),
+            Status(request_id=ask), ListPlugins(request_id=ask, limit=1),
+            GetPlugin(request_id=ask, plugin=plugin), LedgerHead(request_id=ask),
+            Prove(request_id=ask, seq=self.random.randint(0, 2 * len(self.ledger.events))),
+            ProveConsistency(request_id=ask, old_size=self.random.randint(0, 99_999)),
+            ShowRequest(request_id=ask, target=self.known_request()),
+        ]
+        if self.random.random() < 0.02:
+            choices = [
+                Revoke(request_id=ask, kind="plugin_version", id=f"{plugin}@{version}",
+                       reason="test"),
+                Revoke(request_id=ask, kind="grant", id=f"{plugin} clock.read", reason="test"),
+                Revoke(request_id=ask, kind="client_key", id="b" * 16, reason="test"),
+            ]
+        key = "c" * 16 if self.random.random() < 0.85 else "d" * 16
+        return self.framed(key, codec.encode(self.random.choice(choices)))
+
+    def stranger_acts(self) -> Arrival:
+        """Let somebody do what nobody may."""
+        roll = self.random.randint(0, 9)
+        key = self.random.choice([*KEYS, "e" * 16])
+        if roll == 0:
+            return HandshakesRefused("front.omega", self.random.randint(1, 9), "no CURVE")
+        if roll == 1:
+            return OversizedMessage("front.admin", key, 9, 999)
+        if roll == 2:
+            return FrontFrames(Origin("front.omega", key, b"x"), [b"a", b"b"])
+        if roll == 3:
+            return self.framed(key, codec.encode(self.invocation()), "front.admin")
+        if roll == 4:
+            return self.framed("c" * 16, codec.encode(self.invocation()), "front.omega")
+        if roll == 5:
+            return self.framed(key, codec.encode(Run(
+                call=1, method="work", payload=TextPayload("x"), timeout_ms=5,
+                request_id=self.uuid())))
+        frame = codec.encode(self.invocation())
+        at = self.random.randrange(len(frame))
+        mutated = frame[:at] + self.random.randbytes(1) + frame[at + 1 :]
+        if roll == 6:
+            mutated = self.random.randbytes(self.random.randint(0, 60))
+        return self.framed(key, mutated, self.random.choice(("front.omega", "front.admin")))
+
+    def invocation(self) -> Invoke:
+        """Make an invocation, mostly one that fits."""
+        repeat = self.sent and self.random.random() < 0.05
+        request_id = self.random.choice(self.sent) if repeat else self.uuid()
+        self.sent.append(request_id)
+        method = self.random.choice(("work", "work", "work", "read", "read", "pick", "pick", "none"))
+        payload: Payload = {
+            "work": JSONPayload(self.random.choice((b'{"value":1}', b'{"value":2}'))),
+            "read": TextPayload("some text"),
+        }.get(method, DatasetSlicePayload("set", ("k1", "k2")))
+        if self.random.random() < 0.08:
+            payload = self.random.choice((
+                TextPayload("wrong"), JSONPayload(b'{"value":"x"}'), JSONPayload(b'{"a": 1}'),
+            ))
+        return Invoke(
+            request_id=request_id, plugin=self.random.choice(("alpha", "alpha", "beta", "beta", "beta", "gamma")),
+            method=method, payload=payload, commitment_key=self.random.randbytes(32),
+            timeout_ms=self.random.choice((1, 60, 900, 1500, 60_000, 60_000)),
+            version=self.random.choice((None, None, None, None, "^1.0", "^1.0", "1.1.0", "9.9.9")),
+            known_size=self.random.choice((None, 0, 5, 10_000_000)),
+        )
+
+    def known_request(self) -> str:
+        """Pick a request id, mostly one that was used."""
+        if self.sent and self.random.random() < 0.9:
+            return self.random.choice(self.sent[-6:])
+        return self.uuid()
+
+    # --- workers ---
+
+    def worker_acts(self) -> Arrival | None:
+        """Let one worker do something, mostly what it should."""
+        incarnation = self.random.choice(list(self.peers))
+        peer = self.peers[incarnation]
+        if self.random.random() < 0.05:
+            return self.worker_misbehaves(peer)
+        if not peer.said:
+            peer.said = True
+            self.launcher.reports.append(Started(incarnation, 4711))
+            attestation = ATTESTATION
+            if self.random.random() < 0.01:
+                attestation = msgspec.structs.replace(ATTESTATION, no_new_privileges=0)
+            return self.says(peer, Ready(pid=4711, attestation=attestation, concurrency=2))
+        if peer.probes:
+            return self.says(peer, self.probe_report(peer.probes.pop()))
+        if peer.pings and self.random.random() < 0.7:
+            return self.says(peer, Pong(nonce=peer.pings.pop().nonce))
+        if peer.aborted:
+            call = peer.aborted.pop()
+            run = peer.runs.pop(call, None)
+            if run is None:
+                return None
+            if self.random.random() < 0.5:
+                return self.says(peer, CallFailure(call=call, code="cancelled"))
+            return self.says(peer, self.answer(run))
+        if peer.runs and self.random.random() < 0.7:
+            call = self.random.choice(list(peer.runs))
+            if self.random.random() < 0.2:
+                return self.says(peer, CallProgress(call=call, permille=500, note="half"))
+            return self.says(peer, self.answer(peer.runs.pop(call)))
+        if peer.draining and not peer.runs:
+            return self.says(peer, Bye())
+        return None
+
+    def probe_report(self, probe: Probe) -> ProbeReport:
+        """Report as a good jail does; rarely, one probe gets through."""
+        grants = self.core.state.fleet.by_incarnation
+        allowed = {"control"}
+        for worker in grants.values():
+            if worker.probe == probe.probe and "clock.read" in worker.grants:
+                allowed.add("clock")
+        if self.random.random() < 0.01:
+            allowed.add("fork")
+        return ProbeReport(probe=probe.probe, nonce=probe.nonce, outcomes=tuple(
+            ProbeOutcome(name, "allowed" if name in allowed else "denied") for name in PROBES
+        ))
+
+    def answer(self, run: Run) -> CallResult | CallFailure:
+        """Answer one call, mostly well."""
+        roll = self.random.random()
+        if roll < 0.1:
+            return CallFailure(call=run.call, code="plugin_error", plugin_message="no", usage=USAGE)
+        if roll < 0.13:
+            return CallFailure(call=run.call, code="cpu_limit_exceeded", used=9, allowed=5)
+        if roll < 0.16:
+            return CallFailure(call=run.call, code="deadline_exceeded")
+        payload: Payload = JSONPayload(b'{"value":7}')
+        if run.method == "pick":
+            payload = run.payload
+        if roll < 0.22:
+            payload = self.random.choice((
+                TextPayload("wrong kind"), JSONPayload(b'{"value":7.0}'), JSONPayload(b"{}"),
+                DatasetSlicePayload("set", ("stolen",)), JSONPayload(b"[" * 99),
+            ))
+        return CallResult(call=run.call, payload=payload, usage=USAGE)
+
+    def says(self, peer: Peer, message: msgspec.Struct) -> WorkerFrames:
+        """Put a message on a worker's socket."""
+        return WorkerFrames(peer.incarnation, [codec.encode(message)])
+
+    def worker_misbehaves(self, peer: Peer) -> Arrival | None:
+        """Let a worker do what it may not, or die."""
+        roll = self.random.randint(0, 9)
+        others = [run for other in self.peers.values() if other is not peer
+                  for run in other.runs.values()]
+        if roll == 0 and others:
+            return self.says(peer, self.answer(self.random.choice(others)))
+        if roll == 1:
+            return self.says(peer, self.invocation())
+        if roll == 2:
+            return WorkerFrames(peer.incarnation, [self.random.randbytes(20)])
+        if roll == 3:
+            return self.says(peer, CallResult(call=self.random.randint(1, 50), usage=USAGE,
+                                              payload=JSONPayload(b'{"value":1}')))
+        if roll == 4:
+            return WorkerIntruder(peer.incarnation)
+        if roll == 5:
+            return WorkerFrames(peer.incarnation, [b"a", b"b"])
+        if roll == 6:
+            return self.says(peer, Pong(nonce=b"0" * 16))
+        if roll == 7 and self.past_peers:
+            return WorkerFrames(self.random.choice(self.past_peers), [b"OPG1late"])
+        if roll == 8 and not peer.said:
+            del self.peers[peer.incarnation]
+            self.launcher.reports.append(self.random.choice((
+                StartFailed(peer.incarnation, "no process"), Exited(peer.incarnation, 5, None))))
+            return Readable(LAUNCHER_FD)
+        if roll == 8 and self.random.random() < 0.6:
+            return self.says(peer, Bye())
+        if roll == 9 and self.random.random() < 0.3:
+            return self.says(peer, Bye(reason="sandbox_unavailable", detail="landlock"))
+        del self.peers[peer.incarnation]
+        self.past_peers.append(peer.incarnation)
+        if self.random.random() < 0.3:
+            return WorkerDisconnected(peer.incarnation)
+        self.launcher.reports.append(Exited(peer.incarnation, None, 9))
+        return Readable(LAUNCHER_FD)
+
+    # --- the end ---
+
+    def finish(self) -> None:
+        """Let time pass: every accepted invocation must have ended, whatever workers do."""
+        self.ledger.fail_at = None
+        for _ in range(40):
+            self.clock.mono += 5_000_000
+            self.turn([])
+        require(not self.checks.open, f"{len(self.checks.open)} invocations never ended")
+        require(self.core.idle, "the core still holds calls")
+
+
+def run(seed: int, steps: int = 300) -> World:
+    """Play one seed to its end and give the world for its coverage."""
+    world = World(seed)
+    for _ in range(steps):
+        world.step()
+    world.finish()
+    return world

@@ -1,0 +1,1 @@
+"""What several test packages share: makers of real signed things, and small helpers."""
