@@ -94,7 +94,7 @@ class ClientKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[Name, Meta(max_length=64)]
 
 
-# --- Pairs and names
+# --- Pairs and names ---
 
 
 def key_id(public_key: bytes) -> str:
@@ -178,7 +178,7 @@ def _signing_pair(key: SigningKey) -> SigningPair:
     return SigningPair(public=bytes(key.verify_key).hex(), secret=bytes(key).hex())
 
 
-# --- Files
+# --- Files ---
 
 
 def write_secret(path: str, text: str) -> None:
@@ -290,7 +290,7 @@ def _check_owner(path: str, status: os.stat_result, remedy: str) -> None:
         raise KeyFileRefused(path, f"has mode {mode:04o}, open to others; {remedy} it")
 
 
-# --- What lies in a home
+# --- What lies in a home ---
 
 
 def create_home_keys(home: str) -> HomeKeys:

@@ -1,0 +1,287 @@
+"""Requests and replies of one client, without its sockets.
+
+Rules this file keeps:
+- Every request has a fresh UUIDv4 and names the log size its client knows.
+- A reply belongs to a request that waits, or it is ignored: late ones, unknown types and unknown
+  fields never hurt. What is no reply at all is an error.
+- A receipt is held against the checkpoint that was known when its request was sent.
+
+It leaves sending and waiting to `broker.client` and `broker.client_async`.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, NamedTuple, TypedDict, TypeVar
+
+import msgspec
+
+from broker.client_errors import GatewayError, LedgerForked, Refused
+from broker.client_head import HeadKeeper
+from broker.client_profile import PathText, Profile, read_profile
+from schemas import messages
+from schemas.canonical import InvalidJson, JsonValue, canonical_bytes, check_canonical
+from schemas.codec import WireError, decode_reply, encode
+from schemas.messages import Progress, Receipt, Refusal, Reply, Usage
+from schemas.names import Role
+from schemas.payloads import (
+    BinaryRefPayload,
+    DatasetSlicePayload,
+    JSONPayload,
+    Payload,
+    TextPayload,
+)
+from schemas.proof import Checkpoint
+
+GRACE_S: Final = 2.0
+"""How much longer than the gateway a client waits, so that a typed refusal can arrive."""
+
+PayloadLike = Payload | JsonValue
+OnProgress = Callable[[Progress], None]
+ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
+
+
+class Call(NamedTuple):
+    """One invocation of many; `timeout` in seconds, None means the profile's."""
+
+    plugin: str
+    method: str
+    payload: PayloadLike
+    version: str | None = None
+    timeout: float | None = None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of one invocation, its evidence, and the key that opens its commitments."""
+
+    payload: Payload
+    receipt: Receipt
+    usage: Usage
+    commitment_key: bytes
+    request_id: str
+    plugin: str
+    version: str
+    output_sha256: str
+
+    @property
+    def text(self) -> str:
+        """The answer's text. Raises TypeError when the answer is no text."""
+        if not isinstance(self.payload, TextPayload):
+            raise TypeError(f"the answer is a {type(self.payload).__name__}")
+        return self.payload.text
+
+    def json(self) -> JsonValue:
+        """Decode the answer's JSON document. Raises TypeError when the answer is no JSON."""
+        if not isinstance(self.payload, JSONPayload):
+            raise TypeError(f"the answer is a {type(self.payload).__name__}")
+        value: JsonValue = msgspec.json.decode(self.payload.data)
+        return value
+
+
+Outcome = Result | Reply
+"""How a request ended: a reply, or the `Result` made from one."""
+
+
+class Common(TypedDict):
+    """The fields that every request carries."""
+
+    request_id: str
+    known_size: int
+
+
+class _Waiting(NamedTuple):
+    """A request in flight: the checkpoint known when it was sent, and what it brings along."""
+
+    base: Checkpoint | None
+    commitment_key: bytes
+    on_progress: OnProgress | None
+
+
+class Session:
+    """The requests of one client that wait for their replies."""
+
+    def __init__(self, profile: PathText, roles: Sequence[Role]) -> None:
+        """Read a profile, whose role must be one of `roles`.
+
+        Raises:
+            KeyFileRefused: the profile cannot be used.
+            GatewayError: it is of another role, or its kept checkpoint is damaged.
+        """
+        self.profile: Profile = read_profile(profile)
+        role = self.profile.settings.role
+        if role not in roles:
+            raise GatewayError(
+                f"{self.profile.directory}: is a profile of role {role}, needed is "
+                f"{' or '.join(roles)}"
+            )
+        self.keeper = HeadKeeper(self.profile)
+        self.waiting: dict[str, _Waiting] = {}
+
+    def timeout_s(self, timeout: float | None) -> float:
+        """Take the profile's timeout for None; seconds."""
+        return self.profile.settings.timeout_ms / 1000 if timeout is None else timeout
+
+    def invoke(
+        self, call: Call, request_id: str | None, on_progress: OnProgress | None
+    ) -> tuple[str, bytes]:
+        """Write an invocation; gives its request id and frame."""
+        key = secrets.token_bytes(32)
+        return self._waits(
+            messages.Invoke(
+                request_id=request_id or str(uuid.uuid4()),
+                known_size=self.keeper.known_size,
+                plugin=call.plugin,
+                method=call.method,
+                payload=as_payload(call.payload),
+                timeout_ms=_milliseconds(self.timeout_s(call.timeout)),
+                commitment_key=key,
+                version=call.version,
+            ),
+            key,
+            on_progress,
+        )
+
+    def pipeline(
+        self,
+        steps: Sequence[messages.Step],
+        timeout_s: float,
+        budget: messages.Budget,
+        on_error: Literal["abort", "skip_dependents"],
+    ) -> tuple[str, bytes]:
+        """Write a pipeline; gives its request id and frame."""
+        key = secrets.token_bytes(32)
+        request = messages.InvokePipeline(
+            **self.common(), steps=tuple(steps), timeout_ms=_milliseconds(timeout_s),
+            budget=budget, commitment_key=key, on_error=on_error,
+        )
+        return self._waits(request, key)
+
+    def request(self, request: messages.FromOmega | messages.FromAdmin) -> tuple[str, bytes]:
+        """Write any other request."""
+        return self._waits(request, b"")
+
+    def common(self) -> Common:
+        """Make the fields that every request carries."""
+        return {"request_id": str(uuid.uuid4()), "known_size": self.keeper.known_size}
+
+    def accept(self, frame: bytes) -> tuple[str, Outcome] | None:
+        """Read one frame of the gateway; None when it ends no request that waits.
+
+        Raises:
+            LedgerForked: its receipt belongs to another history.
+            Refused: the gateway could not read a request of ours at all.
+            GatewayError: the frame is no reply.
+        """
+        try:
+            reply = decode_reply(frame)
+        except WireError as error:
+            raise GatewayError(f"the gateway sent what is no reply: {error}") from None
+        if reply is None:
+            return None
+        request_id = reply.request_id
+        if request_id is None:
+            if isinstance(reply, Refusal):
+                raise Refused(reply)
+            return None
+        waiting = self.waiting.get(request_id)
+        if waiting is None:
+            return None
+        if isinstance(reply, Progress):
+            if waiting.on_progress is not None:
+                waiting.on_progress(reply)
+            return None
+        if isinstance(reply, messages.KeepAlive):
+            return None
+        del self.waiting[request_id]
+        is_result = isinstance(reply, messages.Result)
+        if reply.receipt is not None:
+            self.keeper.check_receipt(reply.receipt, waiting.base, is_new=is_result)
+        if not isinstance(reply, messages.Result):
+            return request_id, reply
+        if reply.receipt is None:
+            raise GatewayError(f"the result of request {request_id} has no receipt")
+        return request_id, Result(
+            payload=reply.payload, receipt=reply.receipt, usage=reply.usage,
+            commitment_key=waiting.commitment_key, request_id=request_id, plugin=reply.plugin,
+            version=reply.version, output_sha256=reply.output_sha256,
+        )
+
+    def follow_up(self, head: messages.Head) -> messages.ProveConsistency | None:
+        """Check a head, and ask for the proof that it continues the accepted one if it is newer.
+
+        Raises:
+            LedgerForked: the head belongs to another history.
+        """
+        pinned = self.profile.settings.verifier_key
+        if pinned is not None and head.verifier_key != pinned:
+            raise LedgerForked("the ledger is signed by another key than the profile names")
+        checkpoint = self.keeper.verify(head.checkpoint)
+        known = self.keeper.known_size
+        if checkpoint.size == known:
+            return None
+        if known == 0:
+            self.keeper.accept(head.checkpoint, None, ())
+            return None
+        return messages.ProveConsistency(**self.common(), old_size=known)
+
+    def _waits(
+        self,
+        request: messages.FromOmega | messages.FromAdmin,
+        commitment_key: bytes,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[str, bytes]:
+        self.waiting[request.request_id] = _Waiting(
+            self.keeper.head, commitment_key, on_progress
+        )
+        return request.request_id, encode(request)
+
+
+def as_payload(value: PayloadLike) -> Payload:
+    """Make a payload: a payload is itself, a str is text, anything else a JSON document.
+
+    Raises:
+        InvalidJson: the value has no RFC 8785 form.
+    """
+    if isinstance(value, TextPayload | JSONPayload | BinaryRefPayload | DatasetSlicePayload):
+        return value
+    if isinstance(value, str):
+        return TextPayload(value)
+    return JSONPayload(_json_bytes(value))
+
+
+def expect(outcome: Outcome, kind: type[ReplyT]) -> ReplyT:
+    """Give an outcome as what was asked for.
+
+    Raises:
+        Refused: the gateway refused.
+        GatewayError: it answered something else.
+    """
+    if isinstance(outcome, kind):
+        return outcome
+    if isinstance(outcome, Refusal):
+        raise Refused(outcome)
+    raise GatewayError(f"expected {kind.__name__}, the gateway sent {type(outcome).__name__}")
+
+
+def _json_bytes(value: JsonValue) -> bytes:
+    """Write a value canonically, by the fast encoder where that is shown to be exact."""
+    try:
+        data = msgspec.json.encode(value, order="sorted")
+        # NaN becomes null and a tuple a list; only a document that reads back equal is ours.
+        if check_canonical(data) == value:
+            return data
+    except (InvalidJson, TypeError, RecursionError):
+        pass
+    return canonical_bytes(value)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, math.ceil(seconds * 1000))
+
+
+def deadline_after(now: float, timeout_s: float) -> float:
+    """Say when waiting ends: a little after the gateway's own deadline."""
+    return now + timeout_s + GRACE_S
