@@ -119,7 +119,7 @@ def seal_broker(*, writable: Sequence[str], tcp_ports: Sequence[int]) -> None:
     _expect_refused("seccomp", _SECCOMP_HINT, _try_fork)
     for number in _TRIED:
         # With null pointers an unfiltered call ends in EFAULT and does nothing.
-        _expect_refused("seccomp", _SECCOMP_HINT, functools.partial(_call, number, 0, 0, 0))
+        _expect_refused("seccomp", _SECCOMP_HINT, functools.partial(call, number, 0, 0, 0))
     _expect_status("Seccomp", _SECCOMP_HINT, "2")
 
 
@@ -133,7 +133,7 @@ def refuse_connections() -> None:
         SealUnavailable: as `seal_broker`.
     """
     _install_filter(_assemble([(_EQUAL, 0, 1, _CONNECT), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]))
-    _expect_refused("seccomp (connect)", _SECCOMP_HINT, lambda: _call(_CONNECT, -1, 0, 0))
+    _expect_refused("seccomp (connect)", _SECCOMP_HINT, lambda: call(_CONNECT, -1, 0, 0))
 
 
 def seal_launcher() -> None:
@@ -160,8 +160,12 @@ def landlock_abi() -> int:
     return version
 
 
-def _call(number: int, *arguments: int | bytes) -> int:
-    """Make one system call; bytes are passed by address. Raises OSError."""
+def call(number: int, *arguments: int | bytes) -> int:
+    """Make one system call of x86_64; bytes are passed by address.
+
+    Raises:
+        OSError: with the kernel's errno.
+    """
     words = [word if isinstance(word, bytes) else ctypes.c_long(word) for word in arguments]
     result: int = _syscall(ctypes.c_long(number), *words)
     if result < 0:
@@ -172,7 +176,7 @@ def _call(number: int, *arguments: int | bytes) -> int:
 
 def _require(feature: str, hint: str, number: int, *arguments: int | bytes) -> int:
     try:
-        return _call(number, *arguments)
+        return call(number, *arguments)
     except OSError as error:
         raise SealUnavailable(feature, error.errno or 0, hint) from None
 
