@@ -20,7 +20,7 @@ from broker.administration import Administration
 from broker.effects import Effect, Origin
 from broker.invocations import Invocations
 from broker.lifecycle import GATEWAY, MAY_SEND
-from broker.orchestrator.calls import Call
+from broker.orchestrator.calls import Call, commitment
 from broker.orchestrator.fleet import Pool, Worker
 from broker.state import State
 from broker.supervision import Supervision
@@ -258,7 +258,8 @@ class Core:
         state.append(
             FrameIn(plane="worker", peer=incarnation, type=str(message.__struct_config__.tag),
                     bytes=len(frame), call=number,
-                    request_id=known.request_id if known else None)
+                    request_id=known.request_id if known else None,
+                    note_commitment=_note_commitment(message, known))
         )
         worker.heard_us = now
         if not self._from_known_worker(worker, message, known):
@@ -396,3 +397,10 @@ class Core:
     def idle(self) -> bool:
         """Whether nothing is in flight, so that a drain may end."""
         return not self.state.calls
+
+
+def _note_commitment(message: FromWorker, call: Call | None) -> str | None:
+    """Commit to what a plugin says about its progress: its words are evidence too."""
+    if call is None or not isinstance(message, CallProgress):
+        return None
+    return commitment(call.commitment_key, "progress", message.note.encode())

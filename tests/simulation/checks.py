@@ -70,6 +70,7 @@ class Checks:
     enabled: dict[str, str] = field(default_factory=dict)
     dead: set[tuple[str, str]] = field(default_factory=set)
     answers_due: dict[str, int] = field(default_factory=dict)
+    untold: set[str] = field(default_factory=set)
 
     def take(self, event: Event) -> None:
         """Hold one event against everything before it."""
@@ -138,8 +139,10 @@ class Checks:
         if fields.outcome == "result":
             require(fields.incarnation in call.answered,
                     "a result that the worker with the call did not give")
-        if fields.outcome != "abandoned" or fields.incarnation is not None:
-            self.answers_due[fields.request_id] = 1
+        self.answers_due[fields.request_id] = 1
+        if fields.outcome == "abandoned":
+            # A gateway that stops tells the caller; one that starts again has nobody to tell.
+            self.untold.add(fields.request_id)
 
     def _out(self, fields: FrameOut) -> None:
         if fields.type == "run":
@@ -153,12 +156,16 @@ class Checks:
                         "an invocation was answered twice")
             else:
                 require(fields.type == "refusal", "a result for nothing")
+                require(fields.request_id not in self.open, "answered before its end")
+                require(fields.request_id not in self.ended, "an invocation was answered twice")
 
     def _run(self, fields: FrameOut) -> None:
         worker = self.workers[fields.peer]
         call = self.open.get(fields.request_id or "")
         require(call is not None, "a run without an open invocation")
-        assert call is not None and fields.call is not None and fields.request_id is not None
+        assert call is not None
+        assert fields.call is not None
+        assert fields.request_id is not None
         require((worker.plugin, worker.version) == (call.plugin, call.version),
                 "a call was routed to a worker of another plugin")
         require(worker.attested and worker.witnessed and not worker.gone,
@@ -182,7 +189,8 @@ class Checks:
                 require(not self.workers[incarnation].gone,
                         f"{request_id} waits for a worker that is gone")
         for request_id, count in self.answers_due.items():
-            require(count == 0, f"{request_id} ended {1 - count} times answered")
+            told = count == 0 or (count == 1 and request_id in self.untold)
+            require(told, f"{request_id} ended {1 - count} times answered")
         self.answers_due.clear()
 
     def restarted(self) -> None:

@@ -123,7 +123,8 @@ def loaded(plugin: str, version: str) -> LoadedPlugin:
     """Load one bundle as a start of the gateway does."""
     context = ValidationContext("development", trust_root(), Policy(), {}, lambda _: None, set(), 1)
     validated = validate_bundle(bundle(plugin, version), context)
-    assert validated.manifest is not None and validated.bundle is not None
+    assert validated.manifest is not None
+    assert validated.bundle is not None
     return loaded_plugin(validated.manifest, validated.bundle)
 
 
@@ -168,7 +169,8 @@ class World:
             policy_sha256=policy_digest(Policy()), inventory=inventory, plugins={},
             keys={key: KnownKey(key, role, key) for key, role in KEYS.items()},
             edge=Edge(new_incarnation=lambda: f"{self.random.getrandbits(128):032x}",
-                      new_nonce=lambda: self.random.randbytes(16), determinism_key=b"k" * 32, log_id=CONFIG.log_id),
+                      new_nonce=lambda: self.random.randbytes(16), determinism_key=b"k" * 32,
+                      log_id=CONFIG.log_id),
         )
         state.wall_us = self.clock.wall
         self.core = Core(state)
@@ -205,7 +207,7 @@ class World:
             self.effects.update(type(effect).__name__ for effect in effects)
             return effects  # type: ignore[return-value]
 
-        self.core.state.take = noting  # type: ignore[method-assign,assignment]
+        self.core.state.take = noting
 
     def crash(self) -> None:
         """The process dies between turns' steps; some of what was not flushed may survive."""
@@ -382,7 +384,7 @@ class World:
         repeat = self.sent and self.random.random() < 0.05
         request_id = self.random.choice(self.sent) if repeat else self.uuid()
         self.sent.append(request_id)
-        method = self.random.choice(("work", "work", "work", "read", "read", "pick", "pick", "none"))
+        method = self.random.choice(("work", "work", "work", "read", "read", "pick", "none"))
         payload: Payload = {
             "work": JSONPayload(self.random.choice((b'{"value":1}', b'{"value":2}'))),
             "read": TextPayload("some text"),
@@ -392,7 +394,8 @@ class World:
                 TextPayload("wrong"), JSONPayload(b'{"value":"x"}'), JSONPayload(b'{"a": 1}'),
             ))
         return Invoke(
-            request_id=request_id, plugin=self.random.choice(("alpha", "alpha", "beta", "beta", "beta", "gamma")),
+            request_id=request_id,
+            plugin=self.random.choice(("alpha", "alpha", "beta", "beta", "beta", "gamma")),
             method=method, payload=payload, commitment_key=self.random.randbytes(32),
             timeout_ms=self.random.choice((1, 60, 900, 1500, 60_000, 60_000)),
             version=self.random.choice((None, None, None, None, "^1.0", "^1.0", "1.1.0", "9.9.9")),
