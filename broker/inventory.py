@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -33,6 +34,11 @@ from schemas.events import (
     Revoke,
     TrustChange,
 )
+from schemas.names import Role
+
+_ROLES: Final[dict[str, Role]] = {
+    "omega": "omega", "operator": "operator", "auditor": "auditor",
+}
 
 
 @dataclass(slots=True)
@@ -69,6 +75,7 @@ class Inventory:
         self.plugins: dict[str, PluginRecord] = {}
         self.bundles: set[str] = set()
         self.revoked_keys: set[str] = set()
+        self.known_keys: dict[str, Role] = {}
         self.open_invocations: dict[str, str] = {}
         self.trust_version = 0
         self.trust_sha256 = ""
@@ -201,6 +208,10 @@ class Inventory:
     def _key(self, fields: KeyChange, _seq: int) -> None:
         if fields.action == "revoked":
             self.revoked_keys.add(fields.key_id)
+        elif fields.action == "removed":
+            self.known_keys.pop(fields.key_id, None)
+        elif fields.role in _ROLES:
+            self.known_keys[fields.key_id] = _ROLES[fields.role]
 
     def _trust(self, fields: TrustChange, _seq: int) -> None:
         self.trust_version, self.trust_sha256 = fields.version, fields.sha256

@@ -1,0 +1,51 @@
+"""`registry/bundles/`: every registered bundle under its SHA-256, written once.
+
+Rules this file keeps: a bundle is whole or absent, durable before its event; what lies there is
+read again only against the digest that the ledger holds. It leaves that check to
+`broker.trust.validation.load_registered`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from broker.keys import sync_directory
+
+
+class BundleFolder:
+    """The folder of bundles of one home."""
+
+    def __init__(self, directory: str) -> None:
+        """Use an existing folder."""
+        self._directory = directory
+
+    def path(self, bundle_sha256: str) -> str:
+        """Give the path of one bundle's file."""
+        return os.path.join(self._directory, bundle_sha256)
+
+    def store(self, bundle_sha256: str, data: bytes) -> None:
+        """Keep a bundle; durable when this returns.
+
+        Raises:
+            OSError: the volume refused.
+        """
+        path = self.path(bundle_sha256)
+        unfinished = f"{path}.new"
+        descriptor = os.open(
+            unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(unfinished, path)
+        sync_directory(self._directory)
+
+    def read(self, bundle_sha256: str, *, bytes_max: int) -> bytes | None:
+        """Read a bundle's file, or None when it is absent, unreadable or too long."""
+        try:
+            with open(self.path(bundle_sha256), "rb") as file:
+                data = file.read(bytes_max + 1)
+        except OSError:
+            return None
+        return data if len(data) <= bytes_max else None

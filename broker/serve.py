@@ -1,0 +1,279 @@
+"""Start-up and end of a gateway, in order; nothing is routed before all of it has succeeded.
+
+Order: home → launcher → seal → sockets (with their self-test) → ledger → fold → loop. The broker
+gives up what it does not need before its first socket, because Landlock is per thread and a socket
+starts threads; the launcher is begun before that, because a sealed broker can start nothing.
+
+It leaves the loop to `broker.gateway`. Every failure is one exception with a sentence; the command
+line gives it its exit status. Source: docs/ARCHITECTURE.md, section "Start".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from importlib import metadata
+
+import zmq
+from nacl.signing import SigningKey
+
+from broker.administration import loaded_plugin
+from broker.bundles import BundleFolder
+from broker.core import Core
+from broker.gateway import Gateway
+from broker.home import Home, load_home
+from broker.inventory import Inventory
+from broker.launchers.external import ExternalLauncher
+from broker.launchers.local import LocalLauncher
+from broker.ledger import FlushWatchdog, Ledger
+from broker.log import Log, open_log
+from broker.policy import policy_digest
+from broker.seal import refuse_connections, seal_broker
+from broker.state import Edge, KnownKey, State
+from broker.transport import FrontSetup, Transport
+from broker.trust.errors import TrustRefused
+from broker.trust.validation import load_registered
+from schemas.events import (
+    EventFields,
+    KeyChange,
+    LedgerOpen,
+    PolicyChange,
+    StateSnapshot,
+    TrustChange,
+)
+from schemas.manifest import BUNDLE_BYTES_MAX
+from schemas.names import API_VERSION, FRAME_BYTES_MAX_ADMIN, FRAME_BYTES_MAX_OMEGA
+
+
+class SystemClock:
+    """The machine's two clocks, in us."""
+
+    def mono_us(self) -> int:
+        """Monotonic time."""
+        return time.monotonic_ns() // 1000
+
+    def wall_us(self) -> int:
+        """Time since 1970."""
+        return time.time_ns() // 1000
+
+    def both(self) -> tuple[int, int]:
+        """Wall time and monotonic time, as the ledger stamps events."""
+        return time.time_ns() // 1000, time.monotonic_ns() // 1000
+
+
+class StopSignals:
+    """SIGTERM and SIGINT as a descriptor to watch: each is one request to stop."""
+
+    def __init__(self) -> None:
+        """Catch both signals from here on."""
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: None)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that becomes readable when a signal came."""
+        return self._read
+
+    def take(self) -> int:
+        """Give how many requests to stop came since the last time."""
+        with contextlib.suppress(BlockingIOError):
+            return sum(
+                1 for number in os.read(self._read, 64)
+                if number in (signal.SIGTERM, signal.SIGINT)
+            )
+        return 0
+
+
+def serve(home_path: str | None, overrides: dict[str, str]) -> int:
+    """Run a gateway in the foreground until it is told to stop.
+
+    Args:
+        home_path: the home's folder, or None for the usual place.
+        overrides: configuration from the command line, by dotted name.
+
+    Returns:
+        The exit status: 0 after a drain.
+
+    Raises:
+        HomeRefused, LedgerRefused, TransportRefused, SealUnavailable, LauncherLost: it did not
+        start.
+        LedgerFailure: the ledger could not be written while it ran; the status is 74.
+    """
+    home = load_home(home_path, overrides=overrides)
+    log = open_log(home.config.log)
+    os.umask(0o077)
+    with contextlib.ExitStack() as stack:
+        launcher = LocalLauncher.start(worker_stderr=home.config.domain == "development")
+        stack.callback(launcher.close)
+        external = ExternalLauncher(home.run_directory)
+        signals = StopSignals()
+        seal_broker(writable=home.writable, tcp_ports=_tcp_ports(home))
+        transport = _open_transport(home)
+        stack.callback(transport.close)
+        if not _tcp_ports(home):
+            refuse_connections()
+        clock = SystemClock()
+        ledger = Ledger.open(
+            home.ledger_directory, home.anchor_directory, log_id=home.config.log_id,
+            signing_key=SigningKey(bytes.fromhex(home.keys.ledger.secret)),
+            durability=home.config.ledger.durability, now=clock.both,
+        )
+        stack.callback(ledger.close)
+        watchdog = FlushWatchdog(
+            lambda: ledger.flush_started_mono_us,
+            flush_ms_max=home.config.times.flush_ms_max,
+        )
+        watchdog.start()
+        stack.callback(watchdog.stop)
+        core = Core(_state(home, clock))
+        gateway = Gateway(
+            core=core, ledger=ledger, transport=transport, launcher=launcher, external=external,
+            bundles=BundleFolder(home.bundle_directory), signals=signals, clock=clock,
+        )
+        _begin(home, core, gateway, ledger, clock)
+        _announce(home, log, ledger)
+        status = gateway.run()
+        log.info("stopped", ledger_size=ledger.size)
+        return status
+
+
+def _tcp_ports(home: Home) -> list[int]:
+    return [
+        int(endpoint.rpartition(":")[2])
+        for endpoint in (home.omega_endpoint, home.admin_endpoint)
+        if endpoint.startswith("tcp://")
+    ]
+
+
+def _open_transport(home: Home) -> Transport:
+    config = home.config
+    clients = home.clients.items()
+    omega = {key.public_key: name for name, key in clients if key.role == "omega"}
+    admin = {key.public_key: name for name, key in clients if key.role != "omega"}
+    return Transport.open(
+        omega=FrontSetup(
+            home.omega_endpoint, home.keys.front_omega.secret, omega, FRAME_BYTES_MAX_OMEGA,
+            config.omega.high_water_mark, config.omega.connections_max,
+        ),
+        admin=FrontSetup(
+            home.admin_endpoint, home.keys.front_admin.secret, admin, FRAME_BYTES_MAX_ADMIN,
+            config.admin.high_water_mark, config.admin.connections_max,
+        ),
+        run_directory=home.run_directory,
+    )
+
+
+def _state(home: Home, clock: SystemClock) -> State:
+    state = State(
+        config=home.config,
+        policy=home.policy,
+        trust=home.root.trust,
+        trust_sha256=home.root.sha256,
+        policy_sha256=policy_digest(home.policy),
+        keys={
+            key_id: KnownKey(key_id, key.role, key.public_key)
+            for key_id, key in home.clients.items()
+        },
+        inventory=Inventory(),
+        plugins={},
+        edge=Edge(
+            new_incarnation=lambda: secrets.token_hex(16),
+            new_nonce=lambda: secrets.token_bytes(16),
+            determinism_key=home.keys.determinism,
+            log_id=home.config.log_id,
+            gateway_version=metadata.version("omega-plugin-gateway"),
+        ),
+    )
+    state.wall_us = clock.wall_us()
+    state.now = clock.mono_us()
+    return state
+
+
+def _begin(
+    home: Home, core: Core, gateway: Gateway, ledger: Ledger, clock: SystemClock
+) -> None:
+    """Fold the past, say under what this process runs, end what was open; then it is durable."""
+    state = core.state
+    for event in ledger.events():
+        core.restore(event)
+    state.ledger_size = ledger.size
+    bundles = BundleFolder(home.bundle_directory)
+    damaged = list(_load_plugins(home, state, bundles))
+    if ledger.recovered is not None:
+        gateway.append(ledger.recovered)
+    gateway.append(LedgerOpen(
+        gateway_version=state.edge.gateway_version,
+        api_version=API_VERSION,
+        domain=home.config.domain,
+        durability=home.config.ledger.durability,
+        python_version=platform.python_version(),
+        zmq_version=zmq.zmq_version(),
+        kernel=platform.release(),
+        verifier_key=ledger.verifier_key,
+        trust_sha256=home.root.sha256,
+        trust_version=home.root.trust.version,
+        policy_sha256=state.policy_sha256,
+    ))
+    for change in _changes(home, state):
+        gateway.append(change)
+    gateway.append(StateSnapshot(
+        inventory_sha256=state.inventory.digest(),
+        trust_sha256=home.root.sha256,
+        policy_sha256=state.policy_sha256,
+        open_invocations=tuple(sorted(state.inventory.open_invocations)[:1024]),
+    ))
+    gateway.perform(core.begin(damaged, clock.mono_us()))
+    gateway.turn([])
+    ledger.checkpoint()
+
+
+def _load_plugins(home: Home, state: State, bundles: BundleFolder) -> Iterator[tuple[str, str]]:
+    """Load every registered version that may serve; give those whose bundle is damaged."""
+    for record in state.inventory.plugins.values():
+        for entry in record.versions.values():
+            if entry.state in ("revoked", "quarantined"):
+                continue
+            data = bundles.read(entry.bundle_sha256, bytes_max=BUNDLE_BYTES_MAX)
+            try:
+                registered = load_registered(
+                    data or b"", entry.manifest_sha256, entry.bundle_sha256, home.config.domain
+                )
+            except TrustRefused:
+                yield record.plugin, entry.version
+                continue
+            state.plugins[record.plugin, entry.version] = loaded_plugin(
+                registered.manifest, registered.bundle
+            )
+
+
+def _changes(home: Home, state: State) -> Iterator[EventFields]:
+    """Say what the home's own files changed since the ledger was last written."""
+    inventory = state.inventory
+    root = home.root
+    if inventory.trust_sha256 != root.sha256:
+        yield TrustChange(version=root.trust.version, sha256=root.sha256, actor="home",
+                          previous_sha256=inventory.trust_sha256 or None)
+    if inventory.policy_sha256 != state.policy_sha256:
+        yield PolicyChange(sha256=state.policy_sha256, actor="home",
+                           previous_sha256=inventory.policy_sha256 or None)
+    for key_id, key in sorted(home.clients.items()):
+        if inventory.known_keys.get(key_id) != key.role:
+            yield KeyChange(action="added", role=key.role, key_id=key_id, actor="home")
+    for key_id, role in sorted(inventory.known_keys.items()):
+        if key_id not in home.clients:
+            yield KeyChange(action="removed", role=role, key_id=key_id, actor="home")
+
+
+def _announce(home: Home, log: Log, ledger: Ledger) -> None:
+    """Say on stderr that and where the gateway serves."""
+    log.info(
+        "ready", domain=home.config.domain, omega=home.omega_endpoint, admin=home.admin_endpoint,
+        log_id=home.config.log_id, ledger_size=ledger.size,
+    )
