@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from typing import Final, Literal
 
 import msgspec
-import rfc8785
 
 from schemas.names import JSON_BYTES_MAX, JSON_DEPTH_MAX, JSON_SLOW_BYTES_MAX
 
@@ -70,6 +69,9 @@ def canonical_bytes(value: object) -> bytes:
     Raises:
         InvalidJson: the value has no canonical spelling.
     """
+    # Loaded when it is first needed: a client of plain documents does without this package.
+    import rfc8785
+
     try:
         return rfc8785.dumps(msgspec.to_builtins(value))
     except (rfc8785.CanonicalizationError, TypeError, RecursionError, UnicodeEncodeError) as error:
