@@ -282,8 +282,10 @@ def test_nothing_swallows_every_error() -> None:
                 shown = ast.unparse(node)
                 if re.search(r"\b(Base)?Exception\b", shown):
                     wrong.append(f"{_name(path)}:{node.lineno}")
-    # The plugin's own exception ends the plugin's own process, which reports it and dies.
-    assert {place.partition(":")[0] for place in wrong} <= {"sandbox_worker/call.py"}
+    # Both run an author's code and answer with what it raised: one in the call process, which
+    # reports it and dies, one on the author's own machine.
+    expected = {"sandbox_worker/call.py", "sandbox_worker/sdk/describe.py"}
+    assert {place.partition(":")[0] for place in wrong} <= expected, "\n".join(wrong)
 
 
 def _tests() -> Iterator[tuple[Path, Function]]:
@@ -308,10 +310,15 @@ def test_tests_neither_sleep_nor_mock() -> None:
     """A test waits for a condition and meets the real thing."""
     wrong = []
     for path in _files("tests"):
+        # A sleep in a lambda is an attempt that the sandbox must refuse.
+        tried = {
+            id(inner) for node in ast.walk(_tree(path)) if isinstance(node, ast.Lambda)
+            for inner in ast.walk(node)
+        }
         wrong += [
             f"{_name(path)}:{node.lineno} sleeps"
             for node in ast.walk(_tree(path))
-            if isinstance(node, ast.Call)
+            if isinstance(node, ast.Call) and id(node) not in tried
             and ast.unparse(node.func) in {"time.sleep", "asyncio.sleep", "sleep"}
         ]
         wrong += [
