@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from broker.trust.errors import TrustRefused, printable
+from broker.trust.mistakes import mistakes, split_place
 from schemas.canonical import InvalidJson, canonical_bytes
 from schemas.manifest import Limits, Method
 from schemas.modules import FREE_MODULES, VETTED_MODULES
@@ -57,13 +58,14 @@ def load_policy(data: bytes) -> Policy:
     if len(data) > POLICY_BYTES_MAX:
         raise TrustRefused(RefusalCode.CONFIG_INVALID, f"policy.toml has {len(data)} bytes")
     try:
-        policy = msgspec.toml.decode(data, type=Policy)
+        document = msgspec.toml.decode(data)
+        policy = msgspec.convert(document, Policy)
         policy_digest(policy)
     except msgspec.ValidationError as error:
-        what, _, place = str(error).partition(" - at ")
+        where, found, expected = next(mistakes(document, Policy, "$"), split_place(error))
         raise TrustRefused(
-            RefusalCode.CONFIG_INVALID, f"policy.toml: {printable(what)}",
-            where=printable(place.strip("`") or "$"),
+            RefusalCode.CONFIG_INVALID, f"policy.toml: found {found}, expected {expected}",
+            where=where,
         ) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidJson) as error:
         raise TrustRefused(

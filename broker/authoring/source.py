@@ -19,7 +19,8 @@ from msgspec import Meta
 
 import broker
 from broker.trust.errors import printable
-from broker.trust.manifests import mistakes, problem
+from broker.trust.manifests import problem
+from broker.trust.mistakes import mistakes
 from schemas.manifest import BUNDLE_BYTES_MAX
 from schemas.messages import Problem
 from schemas.names import (

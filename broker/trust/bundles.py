@@ -99,7 +99,9 @@ def read_archive(data: bytes) -> dict[str, bytes]:
         entry = _CENTRAL.unpack_from(data, at)
         name_length, extra, remark = entry[10:13]
         name = data[at + _CENTRAL.size : at + _CENTRAL.size + name_length].decode("latin-1")
-        at += _CENTRAL.size + name_length + extra + remark
+        if extra or remark:
+            raise _malformed("the member has extra fields or a comment", name)
+        at += _CENTRAL.size + name_length
         if name in members:
             raise _malformed("the name occurs twice", name)
         members[name] = _member(data, name, entry)

@@ -106,8 +106,13 @@ def _build(document: dict[str, JsonValue]) -> jsonschema_rs.Draft202012Validator
             ),
         )
     except jsonschema_rs.ValidationError as error:
-        # Keywords with values of a wrong type and patterns that cannot run in linear time.
         where = _path(error.instance_path, None)
+        if error.kind.name == "format":
+            # The only format of the dialect's own schema that we admit is `regex`.
+            raise _refused(
+                "the pattern has no linear-time form of at most "
+                f"{PATTERN_COMPILED_BYTES_MAX} bytes (no look-around, no large repetitions)", where
+            ) from None
         raise _refused(f"not a valid schema here ({error.kind.name})", where) from None
     except ValueError as error:
         raise _refused(printable(str(error).partition("\n")[0]), "$") from None

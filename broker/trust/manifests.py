@@ -11,26 +11,27 @@ layer 2.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
-from typing import Final, get_type_hints
+from typing import Final
 
 import msgspec
 
 from broker.trust.errors import printable
 from broker.trust.json_schemas import SCHEMA_BYTES_MAX
-from schemas.canonical import InvalidJson, JsonValue, check_canonical, struct_bytes
-from schemas.manifest import BundleFile, Limits, Method, PayloadSpec, PluginManifest
+from broker.trust.mistakes import mistakes, split_place
+from schemas.canonical import InvalidJson, check_canonical, struct_bytes
+from schemas.manifest import PluginManifest
 from schemas.messages import Problem
-from schemas.names import SchemaId
 from schemas.refusals import REFUSALS, RefusalCode
 
 MANIFEST_BYTES_MAX: Final = 1536 * 1024
 """Largest manifest: what fits the envelope's payload as base64."""
 
+PROBLEMS_MAX: Final = 256
+"""How many problems of one bundle are told; a person mends a few and asks again."""
+
 _decoder: Final = msgspec.json.Decoder(PluginManifest)
-_any_decoder: Final[msgspec.json.Decoder[JsonValue]] = msgspec.json.Decoder()
-Mistake = tuple[str, str, str]
-"""Path, what was found, what is expected."""
 
 
 def problem(
@@ -60,7 +61,7 @@ def read_manifest(payload: bytes) -> tuple[PluginManifest | None, list[Problem]]
     try:
         manifest = _decoder.decode(payload)
     except msgspec.ValidationError as error:
-        return None, _all_mistakes(payload) or [_invalid(*_split(error, "$"))]
+        return None, _all_mistakes(payload) or [_invalid(*split_place(error))]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return None, [_invalid("$", str(error), "one JSON object")]
     problems = list(_schema_spellings(manifest))
@@ -89,70 +90,12 @@ def _invalid(where: str, found: str, expected: str) -> Problem:
     return problem(RefusalCode.MANIFEST_INVALID, where, found, expected)
 
 
-def _split(error: msgspec.ValidationError, where: str) -> Mistake:
-    what, _, place = str(error).partition(" - at ")
-    expected, _, found = what.partition(", got ")
-    return where + place.strip("`").removeprefix("$"), found.strip("`") or "this value", expected
-
-
 def _all_mistakes(payload: bytes) -> list[Problem]:
     """Take a document apart that did not decode as a manifest."""
-    document = _any_decoder.decode(payload)
-    return [_invalid(*mistake) for mistake in mistakes(document, PluginManifest, "$")]
-
-
-def mistakes(value: JsonValue, kind: type, where: str) -> Iterator[Mistake]:
-    """Find every field that does not fit its type, as deep as our own structs go.
-
-    Args:
-        value: a decoded JSON or TOML document.
-        kind: the struct it should be.
-        where: the path of `value`.
-    """
-    if not isinstance(value, dict):
-        yield where, _shown(value), "an object"
-        return
-    hints = get_type_hints(kind, include_extras=True)
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    for name in value.keys() - fields.keys():
-        yield f"{where}.{name}", "an unknown field", f"one of {', '.join(sorted(fields))}"
-    for name, field in fields.items():
-        place = f"{where}.{name}"
-        if name not in value:
-            if field.required:
-                yield place, "nothing", "this field"
-            continue
-        part = value[name]
-        hint = hints[name]
-        if name == "schemas" and isinstance(part, dict):
-            # Schemas are checked as bytes, elsewhere; here only their names are of interest.
-            part, hint = dict.fromkeys(part), dict[SchemaId, None]
-        try:
-            msgspec.convert(part, hint)
-        except msgspec.ValidationError as error:
-            deeper = list(_deeper(name, part, place))
-            yield from deeper or [_found(_split(error, place), part)]
-
-
-def _deeper(name: str, value: JsonValue, where: str) -> Iterator[Mistake]:
-    """Go on inside a field that holds structs of ours."""
-    if name == "limits":
-        yield from mistakes(value, Limits, where)
-    elif name in {"input", "output"}:
-        yield from mistakes(value, PayloadSpec, where)
-    elif name == "methods" and isinstance(value, dict):
-        for key, part in value.items():
-            yield from mistakes(part, Method, f"{where}.{key}")
-    elif name == "files" and isinstance(value, list):
-        for number, part in enumerate(value):
-            yield from mistakes(part, BundleFile, f"{where}[{number}]")
-
-
-def _found(mistake: Mistake, value: JsonValue) -> Mistake:
-    where, found, expected = mistake
-    scalar = value is None or isinstance(value, (str, int, float))
-    return where, _shown(value) if scalar else found, expected
-
-
-def _shown(value: JsonValue) -> str:
-    return msgspec.json.encode(value).decode()
+    try:
+        document = msgspec.json.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        # A wrong field may stand before the place where the document stops being JSON.
+        return [_invalid("$", str(error), "one JSON object")]
+    found = itertools.islice(mistakes(document, PluginManifest, "$"), PROBLEMS_MAX)
+    return [_invalid(*mistake) for mistake in found]

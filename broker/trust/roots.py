@@ -21,6 +21,7 @@ import msgspec
 
 from broker.policy import matches
 from broker.trust.errors import TrustRefused, printable
+from broker.trust.mistakes import split_place
 from broker.trust.signatures import (
     decode_base64,
     key_id,
@@ -199,8 +200,8 @@ def _parse(payload: bytes) -> TrustRoot:
     try:
         trust = _decoder.decode(payload)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at ")
-        raise _invalid(printable(what), where.strip("`") or "$") from None
+        where, found, expected = split_place(error)
+        raise _invalid(f"found {found}, expected {expected}", where) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _invalid(printable(str(error))) from None
     if struct_bytes(trust) != payload:

@@ -15,6 +15,7 @@ It leaves the decision about upgrades that widen to `broker.inventory` and the e
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, get_args
@@ -25,7 +26,7 @@ from broker.policy import Denied, denied_limits, denied_modules, effective
 from broker.trust.bundles import Bundle, read_bundle
 from broker.trust.errors import TrustRefused
 from broker.trust.json_schemas import admit
-from broker.trust.manifests import problem, read_manifest
+from broker.trust.manifests import PROBLEMS_MAX, problem, read_manifest
 from broker.trust.roots import check_publisher, publisher, publisher_keys
 from broker.trust.signatures import Verified, decode_base64, read_envelope, verify_envelope
 from broker.trust.versions import api_compatible, is_higher, parse
@@ -111,7 +112,7 @@ def validate_bundle(data: bytes, context: ValidationContext) -> Validated:
     payload = verified.payload
     manifest, problems = read_manifest(payload)
     if manifest is not None:
-        problems = list(_meaning(manifest, bundle, context))
+        problems = list(itertools.islice(_meaning(manifest, bundle, context), PROBLEMS_MAX))
     manifest_digest = hashlib.sha256(payload).hexdigest()
     return Validated(
         tuple(problems), manifest, manifest_digest, digest, verified.key_ids, bundle

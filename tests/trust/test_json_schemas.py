@@ -1,0 +1,206 @@
+"""JSON Schemas: the admitted subset, bombs, and what is said about values."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import pytest
+
+from broker.trust.errors import TrustRefused
+from broker.trust.json_schemas import SCHEMA_BYTES_MAX, admit, compile_schema
+from schemas.canonical import canonical_bytes
+from schemas.refusals import RefusalCode
+
+
+def refused(schema: object) -> tuple[str, str]:
+    """Sentence and place of a schema that is not admitted."""
+    data = schema if isinstance(schema, bytes) else canonical_bytes(schema)
+    with pytest.raises(TrustRefused) as caught:
+        admit(data)
+    assert caught.value.code is RefusalCode.SCHEMA_NOT_ADMITTED
+    return caught.value.sentence, caught.value.where
+
+
+def reference_bomb(levels: int, keyword: str, width: int = 2) -> dict:
+    """A chain of definitions, each of which refers to the next one several times."""
+    definitions: dict = {"d0": {"type": "string"}}
+    for level in range(1, levels + 1):
+        below = {"$ref": f"#/$defs/d{level - 1}"}
+        parts: object = [below] * width
+        if keyword == "properties":
+            parts = {f"p{number}": below for number in range(width)}
+        definitions[f"d{level}"] = {keyword: parts}
+    return {"$defs": definitions, "$ref": f"#/$defs/d{levels}"}
+
+
+REFUSED = {
+    "no object": (True, "a schema is an object", "$"),
+    "unknown keyword": ({"minimun": 1}, "subset", "$.minimun"),
+    "identity": ({"$id": "https://example.com/x"}, "subset", "$.$id"),
+    "dynamic reference": ({"$dynamicRef": "#x"}, "subset", "$.$dynamicRef"),
+    "unevaluated": ({"unevaluatedItems": False}, "subset", "$.unevaluatedItems"),
+    "definitions below the root": ({"items": {"$defs": {}}}, "subset", "$.items.$defs"),
+    "another dialect": (
+        {"$schema": "http://json-schema.org/draft-04/schema#"}, "dialect", "$.$schema"
+    ),
+    "reference to a file": ({"$ref": "file:///etc/passwd"}, "#/$defs/NAME", "$.$ref"),
+    "reference to the network": ({"$ref": "http://127.0.0.1/"}, "#/$defs/NAME", "$.$ref"),
+    "reference into a definition": (
+        {"$defs": {"a": {"items": True}}, "$ref": "#/$defs/a/items"}, "#/$defs/NAME", "$.$ref"
+    ),
+    "reference to the root": ({"items": {"$ref": "#"}}, "#/$defs/NAME", "$.items.$ref"),
+    "reference to nothing": ({"$ref": "#/$defs/a"}, "no such definition", "$.$defs.a"),
+    "references in a circle": (
+        {"$defs": {"a": {"items": {"$ref": "#/$defs/b"}}, "b": {"items": {"$ref": "#/$defs/a"}}}},
+        "circle", "$.$defs.a",
+    ),
+    "a long chain of references": (
+        {"$defs": {f"d{n:03}": {"items": {"$ref": f"#/$defs/d{n + 1:03}"}} for n in range(500)}
+         | {"d500": True}}, "deeper", "",
+    ),
+    "look-around": ({"pattern": "(?=a)b"}, "pattern", "$.pattern"),
+    "back-reference": ({"pattern": r"(a)\1"}, "pattern", "$.pattern"),
+    "a repetition of repetitions": ({"pattern": "a{1000}{1000}"}, "pattern", "$.pattern"),
+    "a pattern that is large once compiled": (
+        {"pattern": "(a|b)*a(a|b){2000}c"}, "pattern", "$.pattern"
+    ),
+    "a very long pattern": ({"pattern": "a" * 1025}, "at most 1024", "$.pattern"),
+    "a wrong pattern of a property": (
+        {"patternProperties": {"(?<=a)b": True}}, "no linear-time form", "$.patternProperties"
+    ),
+    "enum of objects": ({"enum": [{"a": 1}]}, "scalars", "$.enum"),
+    "wrong type of a keyword": ({"maxLength": "3"}, "not a valid schema", "$.maxLength"),
+    "unknown type": ({"type": "strin"}, "not a valid schema", "$.type"),
+    "branches that are no list": ({"anyOf": {"type": "string"}}, "a list", "$.anyOf"),
+    "too many branches": ({"oneOf": [{}] * 201}, "200 branches", "$.oneOf"),
+    "properties that are no object": ({"properties": []}, "an object", "$.properties"),
+    "a subschema that is a number": ({"items": 3}, "an object, true or false", "$.items"),
+    "definitions that are no object": ({"$defs": []}, "an object", "$.$defs"),
+    "too deep": (msgspec.json.decode(b'{"items":' * 33 + b"{}" + b"}" * 33), "deeper", "$"),
+    "too large": ({"description": "x" * SCHEMA_BYTES_MAX}, "bytes", "$"),
+    "too many subschemas for one value": (
+        {"allOf": [{"multipleOf": number} for number in range(1, 80)]}, "could apply", "$.allOf"
+    ),
+    "too many patterns for one value": (
+        {"allOf": [{"pattern": "a"}] * 4}, "could apply", "$.allOf"
+    ),
+    "too many patterns for one name": (
+        {"patternProperties": {"abcd"[:n]: True for n in range(1, 5)}}, "could apply",
+        "$.patternProperties",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_lies_outside_the_subset_is_refused_with_its_place(name: str):
+    """Each rule of the subset refuses, says why and where."""
+    schema, sentence, where = REFUSED[name]
+    found, place = refused(schema)
+    assert sentence in found
+    assert place.startswith(where), place
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b'{"a":1,"a":1}', b'{ "type":"string"}', b"\xff"])
+def test_a_schema_is_in_its_canonical_form(data: bytes):
+    """Another spelling of a schema is not admitted."""
+    refused(data)
+
+
+@pytest.mark.parametrize("keyword", ["anyOf", "allOf", "oneOf", "properties", "prefixItems"])
+@pytest.mark.parametrize("levels", [14, 28, 60])
+def test_reference_bombs_are_refused_at_once(keyword: str, levels: int):
+    """A schema that is small as written and huge when followed costs nothing to refuse."""
+    begin = time.perf_counter()
+    refused(reference_bomb(levels, keyword))
+    assert time.perf_counter() - begin < 0.25
+
+
+def test_an_honest_schema_is_admitted():
+    """References, unions, bounds, patterns and notes that plugins need pass."""
+    admit(canonical_bytes({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$defs": {
+            "Point": {"type": "object", "title": "Point", "required": ["x"],
+                      "properties": {"x": {"type": "number", "minimum": 0}},
+                      "additionalProperties": False},
+            "Name": {"type": "string", "pattern": "^[a-z][a-z0-9-]{2,63}$", "maxLength": 64},
+        },
+        "type": "object",
+        "properties": {
+            "points": {"type": "array", "items": {"$ref": "#/$defs/Point"}, "maxItems": 100},
+            "name": {"anyOf": [{"$ref": "#/$defs/Name"}, {"type": "null"}]},
+            "at": {"type": "string", "format": "date-time"},
+            "kind": {"enum": ["a", "b", None, 3]},
+        },
+        "dependentRequired": {"name": ["at"]},
+    }))
+
+
+def test_many_properties_are_no_bomb():
+    """Subschemas of different properties never meet on one value, so a wide struct passes."""
+    admit(canonical_bytes(
+        {"properties": {f"p{n}": {"type": "string", "pattern": "^a+$"} for n in range(500)}}
+    ))
+
+
+SCHEMA = compile_schema(canonical_bytes({
+    "type": "object",
+    "properties": {
+        "items": {"type": "array", "items": {"$ref": "#/$defs/Item"}},
+        "pair": {"prefixItems": [{"type": "string"}, {"type": "integer"}]},
+    },
+    "$defs": {"Item": {"type": "object", "properties": {"name": {"maxLength": 3}},
+                       "additionalProperties": {"type": "integer"}}},
+    "required": ["items"],
+}))
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"items": []}, None),
+        ({"items": [{"name": "abc", "other": 1}]}, None),
+        ({"items": [{}, {"name": "abcd"}]}, "$.items[1].name (maxLength)"),
+        ({"items": [], "pair": ["a", "b"]}, "$.pair[1] (type)"),
+        ({}, "$ (required)"),
+        ([], "$ (type)"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_told_by_path_and_keyword(value, problem: str | None):
+    """The place is a path, and a value that fits has no problem."""
+    assert SCHEMA.problem(value) == problem
+
+
+def test_no_part_of_a_value_is_told():
+    """Neither a value nor a property name that the schema does not name appears."""
+    problem = SCHEMA.problem({"items": [{"secret-name": "secret-value"}]})
+    assert problem == "$.items[0].* (type)"
+    named = compile_schema(canonical_bytes({"additionalProperties": False}))
+    assert named.problem({"secret-name": 1}) == "$ (falseSchema)"
+    long = compile_schema(canonical_bytes({"items": {"items": {"type": "string"}}}))
+    assert len(long.problem([["a"] * 10 + [1]]) or "") <= 200
+
+
+def test_a_hostile_text_costs_a_hostile_pattern_no_time():
+    """Patterns that take other engines for ever are linear here."""
+    text = "a" * 200_000 + "b"
+    for pattern in ("^(a+)+$", "^(a|aa)+$", "(.*a){20}c", "(a*)*c"):
+        begin = time.perf_counter()
+        assert compile_schema(canonical_bytes({"pattern": pattern})).problem(text) is not None
+        assert time.perf_counter() - begin < 1.0, pattern
+
+
+def test_the_heaviest_admitted_schema_is_bounded_on_a_full_document():
+    """As many subschemas as may apply to one value, on a document of full size."""
+    schema = {"items": {"allOf": [{"multipleOf": 3}] * 62}}
+    validator = compile_schema(canonical_bytes(schema))
+    value = [0] * 131_000
+    begin = time.perf_counter()
+    assert validator.problem(value) is None
+    assert time.perf_counter() - begin < 2.0
+
+
+def test_formats_are_notes_only():
+    """`format` never decides, so no format's parser is ever reached."""
+    assert compile_schema(canonical_bytes({"format": "regex"})).problem("(") is None

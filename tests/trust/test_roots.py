@@ -1,0 +1,174 @@
+"""The trust root: first, next, who may publish what, and what a revoked key may do: nothing."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from broker.trust.errors import TrustRefused
+from broker.trust.roots import (
+    check_publisher,
+    load_first_root,
+    load_next_root,
+    publisher_keys,
+    root_keys,
+    sign_root,
+)
+from broker.trust.signatures import sign_envelope
+from schemas.refusals import RefusalCode
+from schemas.trust import TRUST_PAYLOAD_TYPES, Publisher, TrustRoot
+from tests.trust.builders import NOW_S, SEED_A, SEED_B, SEED_C, identifier, public, trust_root
+
+A, B, C = (public(seed).hex() for seed in (SEED_A, SEED_B, SEED_C))
+KIND = TRUST_PAYLOAD_TYPES["development"]
+
+
+def refusal(action) -> TrustRefused:
+    """The refusal that an action ends with."""
+    with pytest.raises(TrustRefused) as caught:
+        action()
+    return caught.value
+
+
+def test_a_root_that_is_written_is_read():
+    """Document, digest and signers come back."""
+    root = load_first_root(sign_root(trust_root(), [SEED_C]), "development")
+    assert root.trust == trust_root()
+    assert root.key_ids == (identifier(SEED_C),)
+    assert len(root.sha256) == 64
+
+
+def test_a_first_root_is_signed_by_its_own_keys():
+    """Without a signature of its own root keys a document is no root."""
+    data = sign_root(trust_root(), [SEED_A])
+    assert refusal(lambda: load_first_root(data, "development")).code is RefusalCode.TRUST_INVALID
+
+
+def test_a_root_of_another_domain_is_refused():
+    """A development root is nothing to a production home, and the other way round."""
+    development = sign_root(trust_root(), [SEED_C])
+    refused = refusal(lambda: load_first_root(development, "production"))
+    assert refused.code is RefusalCode.DOMAIN_MISMATCH
+    crossed = sign_envelope(
+        msgspec.json.encode(trust_root(domain="production"), order="sorted"), KIND, [SEED_C]
+    )
+    refused = refusal(lambda: load_first_root(crossed, "development"))
+    assert refused.code is RefusalCode.DOMAIN_MISMATCH
+
+
+MISTAKES = {
+    "a threshold that cannot be reached": {"root_threshold": 2},
+    "a root key named twice": {"roots": (C, C)},
+    "a publisher's threshold that cannot be reached": {
+        "publishers": {"acme": Publisher(keys=(A,), threshold=2, plugins=("*",))}
+    },
+    "a publisher's key named twice": {
+        "publishers": {"acme": Publisher(keys=(A, A), threshold=1, plugins=("*",))}
+    },
+    "every root key revoked": {"revoked_keys": (identifier(SEED_C),)},
+    "a key that is no key": {"roots": ("zz" * 32,)},
+    "a version of zero": {"version": 0},
+    "a glob with a slash": {
+        "publishers": {"acme": Publisher(keys=(A,), threshold=1, plugins=("a/b",))}
+    },
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_document_with_a_mistake_is_refused(name: str):
+    """A root that could never work is refused when it comes, not when it is needed."""
+    data = sign_root(trust_root(**MISTAKES[name]), [SEED_C])
+    assert refusal(lambda: load_first_root(data, "development")).code is RefusalCode.TRUST_INVALID
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"{}", b"[]", b"", b"\xff", b'{"version":1,"version":2}',
+     msgspec.json.encode(trust_root()), b" " + msgspec.json.encode(trust_root(), order="sorted")],
+)
+def test_another_spelling_is_refused(payload: bytes):
+    """A root has one spelling; these were signed by the right key."""
+    data = sign_envelope(payload, KIND, [SEED_C])
+    assert refusal(lambda: load_first_root(data, "development")).code is RefusalCode.TRUST_INVALID
+
+
+NEXT: dict[str, tuple[TrustRoot, list[bytes], RefusalCode | None]] = {
+    "same keys, higher version": (trust_root(version=4), [SEED_C], None),
+    "a version is left out": (trust_root(version=9), [SEED_C], None),
+    "the same version again": (trust_root(), [SEED_C], RefusalCode.TRUST_VERSION_NOT_RAISED),
+    "an older version": (
+        trust_root(version=2), [SEED_C], RefusalCode.TRUST_VERSION_NOT_RAISED
+    ),
+    "new root key, signed by old and new": (
+        trust_root(version=4, roots=(A,)), [SEED_C, SEED_A], None
+    ),
+    "new root key, signed by the new one only": (
+        trust_root(version=4, roots=(A,)), [SEED_A], RefusalCode.TRUST_INVALID
+    ),
+    "new root key, signed by the old one only": (
+        trust_root(version=4, roots=(A,)), [SEED_C], RefusalCode.TRUST_INVALID
+    ),
+    "higher threshold, signed by too few": (
+        trust_root(version=4, roots=(A, C), root_threshold=2), [SEED_C],
+        RefusalCode.TRUST_INVALID,
+    ),
+    "higher threshold, signed by enough": (
+        trust_root(version=4, roots=(A, C), root_threshold=2), [SEED_C, SEED_A], None
+    ),
+    "another domain": (
+        trust_root(version=4, domain="production"), [SEED_C], RefusalCode.DOMAIN_MISMATCH
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_rotation_needs_the_old_keys_and_the_new(name: str):
+    """A root is replaced only by a newer one that its own keys and the new keys signed."""
+    document, seeds, code = NEXT[name]
+    data = sign_root(document, seeds)
+    if code is None:
+        assert load_next_root(data, trust_root()).trust == document
+    else:
+        assert refusal(lambda: load_next_root(data, trust_root())).code is code
+
+
+def test_a_revoked_root_key_signs_no_next_root():
+    """A key that the root in force revokes counts for nothing afterwards."""
+    current = trust_root(roots=(A, C), revoked_keys=(identifier(SEED_C),))
+    assert root_keys(current) == (public(SEED_A),)
+    data = sign_root(trust_root(version=4), [SEED_C])
+    assert refusal(lambda: load_next_root(data, current)).code is RefusalCode.TRUST_INVALID
+
+
+def test_a_revoked_publisher_key_is_not_listed():
+    """Publisher keys are those of the document without the revoked ones."""
+    publishers = {"acme": Publisher(keys=(A, B), threshold=1, plugins=("*",))}
+    current = trust_root(publishers=publishers, revoked_keys=(identifier(SEED_A),))
+    assert publisher_keys(current, "acme") == (public(SEED_B),)
+
+
+PUBLISHING = {
+    "one of the globs": ("acme", "word-count", NOW_S, None),
+    "no glob": ("acme", "image-size", NOW_S, RefusalCode.PUBLISHER_NOT_ALLOWED),
+    "a glob is the whole id": ("acme", "sword-count", NOW_S, RefusalCode.PUBLISHER_NOT_ALLOWED),
+    "nobody": ("other", "word-count", NOW_S, RefusalCode.PUBLISHER_UNKNOWN),
+    "first second": ("acme", "word-count", 100, None),
+    "a second before": ("acme", "word-count", 99, RefusalCode.PUBLISHER_NOT_ALLOWED),
+    "last second": ("acme", "word-count", 1_999_999_999, None),
+    "a second after": ("acme", "word-count", 2_000_000_000, RefusalCode.PUBLISHER_NOT_ALLOWED),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHING)
+def test_a_publisher_is_held_to_its_ids_and_its_time(name: str):
+    """Ids are matched whole; validity is from the first second until before the last."""
+    publisher, plugin, now_s, code = PUBLISHING[name]
+    trust = trust_root(publishers={"acme": Publisher(
+        keys=(A,), threshold=1, plugins=("word-*", "exact"),
+        valid_from_s=100, valid_until_s=2_000_000_000,
+    )})
+    if code is None:
+        check_publisher(trust, publisher, plugin, now_s)
+    else:
+        refused = refusal(lambda: check_publisher(trust, publisher, plugin, now_s))
+        assert refused.code is code
