@@ -1,0 +1,323 @@
+"""Plays a transcript's commands on the real loop and core, with the simulation's stand-ins.
+
+Names stand for ids: `r1` is a request, `w1` the first worker. Each command gives the events it
+added to the ledger and the replies that left, a line each, so that a transcript shows all that can
+be known from outside.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+
+import msgspec
+
+from broker.arrivals import Arrival, FrontFrames, Readable, WorkerDisconnected, WorkerFrames
+from broker.core import Core
+from broker.effects import Origin
+from broker.gateway import Gateway
+from broker.inventory import Inventory
+from broker.ledger.errors import LedgerFailure
+from broker.policy import policy_digest
+from broker.state import Edge, KnownKey, State
+from schemas import codec
+from schemas.messages import (
+    Abort,
+    Bye,
+    CallFailure,
+    CallProgress,
+    CallResult,
+    Cancel,
+    DisablePlugin,
+    Drain,
+    EnablePlugin,
+    Invoke,
+    Probe,
+    ProbeOutcome,
+    ProbeReport,
+    Ready,
+    Refusal,
+    RegisterPlugin,
+    Revoke,
+    Run,
+)
+from schemas.payloads import JSONPayload
+from schemas.policy import Policy
+from schemas.witness import PROBES
+from tests.simulation.fakes import (
+    LAUNCHER_FD,
+    SIGNALS_FD,
+    Exited,
+    FakeBundles,
+    FakeClock,
+    FakeLauncher,
+    FakeLedger,
+    FakeSignals,
+    FakeTransport,
+    Started,
+)
+from tests.simulation.world import ATTESTATION, CONFIG, KEYS, USAGE, bundle, loaded
+from tests.support.bundles import trust_root
+
+OMEGA, OPERATOR = "a" * 16, "c" * 16
+HIDDEN = {"bytes", "plane", "bundle_sha256", "input_commitment", "output_commitment", "actor",
+          "input_fingerprint", "output_fingerprint", "note_commitment", "message_commitment",
+          "duration_us", "manifest_sha256", "signing_keys", "publisher", "api_version", "domain",
+          "deterministic", "outcomes", "max_rss_kb_upper_bound", "cpu_ms", "wall_ms", "input_kind",
+          "output_kind", "input_bytes", "output_bytes", "launcher", "probe"}
+
+
+class Stage:
+    """One gateway on a stage."""
+
+    def __init__(self) -> None:
+        """Begin with an empty ledger and the two plugins' bundles at hand."""
+        self.clock = FakeClock()
+        self.ledger = FakeLedger(self.clock)
+        self.names: dict[str, str] = {OMEGA: "omega", OPERATOR: "operator"}
+        self.numbers = 0
+        self.workers: list[str] = []
+        self.inbox: dict[str, list[msgspec.Struct]] = {}
+        self.asked = 0
+        self.shown = 0
+        self.begin()
+        self.commands: dict[str, Callable[..., Arrival | None]] = {
+            "register": self.register, "enable": self.enable, "disable": self.disable,
+            "revoke": self.revoke, "invoke": self.invoke, "cancel": self.cancel,
+            "ready": self.ready, "answer": self.answer, "fail": self.fail, "exit": self.exit,
+            "progress": self.progress, "bye": self.bye, "garbage": self.garbage,
+            "request": self.request, "hang-up": self.hang_up, "terminate": self.terminate,
+        }
+
+    def begin(self) -> None:
+        """Start a process on the ledger that is there."""
+        state = State(
+            config=CONFIG, policy=Policy(), trust=trust_root(), trust_sha256="0" * 64,
+            policy_sha256=policy_digest(Policy()), inventory=Inventory(), plugins={},
+            keys={key: KnownKey(key, role, key) for key, role in KEYS.items()},
+            edge=Edge(new_incarnation=self.new_worker, new_nonce=lambda: b"n" * 16,
+                      determinism_key=b"k" * 32, log_id=CONFIG.log_id),
+        )
+        state.wall_us = self.clock.wall
+        self.core = Core(state)
+        for event in self.ledger.events:
+            self.core.restore(event)
+        for record in state.inventory.plugins.values():
+            for version in record.versions:
+                state.plugins[record.plugin, version] = loaded(record.plugin, version)
+        self.transport = FakeTransport(self.ledger, checked=len(self.ledger.events))
+        self.launcher = FakeLauncher()
+        self.signals = FakeSignals()
+        self.gateway = Gateway(
+            core=self.core, ledger=self.ledger, transport=self.transport,  # type: ignore[arg-type]
+            launcher=self.launcher, external=None,  # type: ignore[arg-type]
+            bundles=FakeBundles(), signals=self.signals, clock=self.clock,
+        )
+        self.gateway.perform(self.core.begin([], self.clock.mono))
+
+    def new_worker(self) -> str:
+        """Give the next incarnation a name."""
+        name = f"w{len(self.workers) + 1}"
+        incarnation = f"{len(self.workers) + 1:032x}"
+        self.workers.append(incarnation)
+        self.names[incarnation] = name
+        return incarnation
+
+    def uuid(self, name: str | None = None) -> str:
+        """Make a request id; a name is remembered for it."""
+        self.numbers += 1
+        request_id = f"00000000-0000-4000-a000-{self.numbers:012d}"
+        self.names[request_id] = name or f"q{self.numbers}"
+        return request_id
+
+    def id_of(self, name: str) -> str:
+        """Give the id that a name stands for."""
+        return next(key for key, value in self.names.items() if value == name)
+
+    # --- playing ---
+
+    def play(self, line: str) -> list[str]:
+        """Do one command and give what it produced."""
+        command, *arguments = shlex.split(line)
+        if command == "restart":
+            return self.restart()
+        if command == "latch":
+            self.ledger.fail_at = self.ledger.commits + 1
+            return []
+        if command == "advance":
+            self.clock.mono += int(arguments[0]) * 1000
+            self.clock.wall += int(arguments[0]) * 1000
+            return self.turn([])
+        if command == "together":
+            # Several arrivals of one turn, in this order.
+            parts = " ".join(arguments).split(" then ")
+            arrivals = [self.arrival(part) for part in parts]
+            return self.turn([arrival for arrival in arrivals if arrival is not None])
+        arrival = self.arrival(line)
+        return self.turn([] if arrival is None else [arrival])
+
+    def arrival(self, line: str) -> Arrival | None:
+        """Turn a command into what arrives."""
+        command, *arguments = shlex.split(line)
+        return self.commands[command](*arguments)
+
+    def restart(self) -> list[str]:
+        """The process dies and another begins; what was not durable is gone."""
+        del self.ledger.events[self.ledger.durable :]
+        self.ledger.failed, self.ledger.fail_at = False, None
+        self.shown = len(self.ledger.events)
+        self.begin()
+        return self.turn([])
+
+    def turn(self, arrivals: list[Arrival]) -> list[str]:
+        """Let the gateway take a turn and show what it did."""
+        told: list[str] = []
+        try:
+            self.gateway.turn(arrivals)
+        except LedgerFailure:
+            told.append("the ledger failed: nothing was sent, the process ends with 74")
+            del self.ledger.events[self.ledger.durable :]
+        events = self.ledger.events[self.shown :]
+        self.shown = len(self.ledger.events)
+        told += [self.show(event.fields) for event in events]
+        for to, reply in self.transport.replies:
+            words = [f"-> {self.names[to.key_id]}: {reply.__struct_config__.tag}",
+                     self.names.get(reply.request_id or "", "-")]
+            if isinstance(reply, Refusal):
+                words.append(str(reply.code))
+            told.append(" ".join(words + ([] if reply.receipt is None
+                                          else [f"(event {reply.receipt.seq})"])))
+        for incarnation, order in self.transport.orders:
+            self.inbox.setdefault(incarnation, []).append(order)
+            told.append(f"-> {self.names[incarnation]}: {order.__struct_config__.tag}")
+        told += [f"killed {self.names[incarnation]}" for incarnation in sorted(self.launcher.killed)]
+        self.launcher.killed.clear()
+        self.transport.replies.clear()
+        self.transport.orders.clear()
+        return told
+
+    def show(self, fields: msgspec.Struct) -> str:
+        """Show one event: its type and what tells it apart."""
+        values = msgspec.to_builtins(fields)
+        words = [str(getattr(fields, "EVENT_TYPE", "?"))]
+        for key, value in values.items():
+            if key in HIDDEN or isinstance(value, dict):
+                continue
+            text = self.names.get(value, value) if isinstance(value, str) else value
+            words.append(f"{key}={text}")
+        return " ".join(words[:1] + [word for word in words[1:] if len(word) < 90][:7])
+
+    # --- what clients do ---
+
+    def from_omega(self, message: msgspec.Struct) -> Arrival:
+        """Put a message on front.omega."""
+        return FrontFrames(Origin("front.omega", OMEGA, b"o"), [codec.encode(message)])
+
+    def from_operator(self, message: msgspec.Struct) -> Arrival:
+        """Put a message on front.admin."""
+        return FrontFrames(Origin("front.admin", OPERATOR, b"p"), [codec.encode(message)])
+
+    def register(self, plugin: str, version: str) -> Arrival:
+        """An operator registers a version."""
+        return self.from_operator(
+            RegisterPlugin(request_id=self.uuid(), bundle=bundle(plugin, version)))
+
+    def enable(self, plugin: str, version: str) -> Arrival:
+        """An operator enables a version."""
+        return self.from_operator(
+            EnablePlugin(request_id=self.uuid(), plugin=plugin, version=version))
+
+    def disable(self, plugin: str) -> Arrival:
+        """An operator disables a plugin."""
+        return self.from_operator(DisablePlugin(request_id=self.uuid(), plugin=plugin))
+
+    def revoke(self, subject: str) -> Arrival:
+        """An operator revokes a version."""
+        return self.from_operator(Revoke(request_id=self.uuid(), kind="plugin_version", id=subject,
+                                         reason="found wanting"))
+
+    def invoke(self, name: str, plugin: str, value: str = "1", timeout_ms: str = "1000") -> Arrival:
+        """OMEGA invokes the method `work`; a name that was used before repeats its request id."""
+        known = name in self.names.values()
+        return self.from_omega(Invoke(
+            request_id=self.id_of(name) if known else self.uuid(name), plugin=plugin, method="work",
+            payload=JSONPayload(b'{"value":%b}' % value.encode()), timeout_ms=int(timeout_ms),
+            commitment_key=b"c" * 32))
+
+    def cancel(self, target: str) -> Arrival:
+        """OMEGA cancels a call."""
+        return self.from_omega(Cancel(request_id=self.uuid(), target=self.id_of(target)))
+
+    def garbage(self) -> Arrival:
+        """OMEGA's key sends bytes that are no frame."""
+        return FrontFrames(Origin("front.omega", OMEGA, b"o"), [b"GET / HTTP/1.1"])
+
+    def terminate(self) -> Arrival:
+        """The operator's shell sends SIGTERM."""
+        self.signals.waiting += 1
+        return Readable(SIGNALS_FD)
+
+    # --- what workers do ---
+
+    def says(self, worker: str, message: msgspec.Struct) -> Arrival:
+        """Put a message on a worker's socket."""
+        return WorkerFrames(self.id_of(worker), [codec.encode(message)])
+
+    def ready(self, worker: str) -> Arrival | None:
+        """A worker comes up: it attests; asked again, it answers its probe."""
+        incarnation = self.id_of(worker)
+        for order in self.inbox.pop(incarnation, []):
+            if isinstance(order, Probe):
+                return self.says(worker, ProbeReport(
+                    probe=order.probe, nonce=order.nonce, outcomes=tuple(
+                        ProbeOutcome(name, "allowed" if name == "control" else "denied")
+                        for name in PROBES)))
+        self.launcher.reports.append(Started(incarnation, 4711))
+        return self.says(worker, Ready(pid=4711, attestation=ATTESTATION, concurrency=2))
+
+    def call_of(self, worker: str, name: str) -> int:
+        """Find the number under which a worker was given a request."""
+        request_id = self.id_of(name)
+        return next(order.call for order in self.inbox.get(self.id_of(worker), [])
+                    if isinstance(order, Run) and order.request_id == request_id)
+
+    def answer(self, worker: str, name: str, value: str = "7") -> Arrival:
+        """A worker answers a call it was given, or the number another worker was given."""
+        holder = next(self.names[incarnation] for incarnation, orders in self.inbox.items()
+                      if any(isinstance(order, Run) and order.request_id == self.id_of(name)
+                             for order in orders))
+        return self.says(worker, CallResult(
+            call=self.call_of(holder, name), usage=USAGE,
+            payload=JSONPayload(b'{"value":%b}' % value.encode())))
+
+    def fail(self, worker: str, name: str, code: str) -> Arrival:
+        """A worker says that a call failed."""
+        return self.says(worker, msgspec.convert(
+            {"type": "call_failure", "call": self.call_of(worker, name), "code": code}, CallFailure))
+
+    def progress(self, worker: str, name: str, permille: str) -> Arrival:
+        """A worker passes a call's progress on."""
+        return self.says(worker, CallProgress(call=self.call_of(worker, name),
+                                              permille=int(permille)))
+
+    def bye(self, worker: str) -> Arrival:
+        """A worker leaves in order."""
+        return self.says(worker, Bye())
+
+    def request(self, worker: str) -> Arrival:
+        """A worker sends an invocation of its own."""
+        return self.says(worker, Invoke(
+            request_id=self.uuid(), plugin="alpha", method="work",
+            payload=JSONPayload(b'{"value":1}'), timeout_ms=5, commitment_key=b"c" * 32))
+
+    def exit(self, worker: str, signal: str = "9") -> Arrival:
+        """A worker's process dies."""
+        self.launcher.reports.append(Exited(self.id_of(worker), None, int(signal)))
+        return Readable(LAUNCHER_FD)
+
+    def hang_up(self, worker: str) -> Arrival:
+        """A worker's connection ends."""
+        return WorkerDisconnected(self.id_of(worker))
+
+
+__all__ = ["Abort", "Drain", "Stage"]
