@@ -1,0 +1,126 @@
+"""The layers of a configuration: which wins, where each value comes from, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker.configured import HomeRefused, config_with_origins, tcp_port
+
+TEXT = """
+format = "omega-gateway-config/1"
+domain = "development"
+log_id = "omega-gateway/development/0123456789abcdef"
+
+[limits]
+in_flight_max = 10
+workers_max = 11
+request_window = 12
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A configuration file with three limits."""
+    (tmp_path / "gateway.toml").write_text(TEXT)
+    return str(tmp_path / "gateway.toml")
+
+
+def test_command_line_wins_over_environment_over_file_over_default(path: str) -> None:
+    """Each layer wins over those before it, and every value knows its layer."""
+    config, origins = config_with_origins(
+        path,
+        environment={
+            "OMEGA_GATEWAY__LIMITS__IN_FLIGHT_MAX": "20",
+            "OMEGA_GATEWAY__LIMITS__WORKERS_MAX": "21",
+            "OMEGA_GATEWAY_HOME": "/somewhere",
+            "PATH": "/bin",
+        },
+        overrides={"limits.in_flight_max": "30"},
+    )
+    limits = config.limits
+    assert (limits.in_flight_max, limits.workers_max, limits.request_window) == (30, 21, 12)
+    assert limits.bad_frames_per_s_max == 20
+    assert origins["limits.in_flight_max"] == "the command line"
+    assert origins["limits.workers_max"] == "OMEGA_GATEWAY__LIMITS__WORKERS_MAX"
+    assert origins["limits.request_window"] == path
+    assert origins["limits.bad_frames_per_s_max"] == "default"
+    assert origins["domain"] == path
+
+
+def test_texts_and_lists_can_be_set_from_outside(path: str) -> None:
+    """A value may be plain text, quoted text or a TOML list."""
+    config, _ = config_with_origins(
+        path,
+        environment={
+            "OMEGA_GATEWAY__LEDGER__DURABILITY": "process",
+            "OMEGA_GATEWAY__LOG__LEVEL": '"debug"',
+            "OMEGA_GATEWAY__WORKERS__EXTERNAL": '["text-tools"]',
+        },
+        overrides={"omega.endpoint": "tcp://127.0.0.1:5555"},
+    )
+    assert config.ledger.durability == "process"
+    assert config.log.level == "debug"
+    assert config.workers.external == ("text-tools",)
+    assert config.omega.endpoint == "tcp://127.0.0.1:5555"
+
+
+@pytest.mark.parametrize(
+    ("environment", "overrides", "words"),
+    [
+        ({"OMEGA_GATEWAY__LIMITS__IN_FLIGHT_MAX": "many"}, {},
+         ["OMEGA_GATEWAY__LIMITS__IN_FLIGHT_MAX: $.limits.in_flight_max: Expected `int`"]),
+        ({"OMEGA_GATEWAY__LIMITS__NOTHING": "1"}, {},
+         ["OMEGA_GATEWAY__LIMITS__NOTHING: $.limits.nothing: there is no such line"]),
+        ({"OMEGA_GATEWAY__NOWHERE__NOTHING": "1"}, {}, ["$.nowhere: there is no such line"]),
+        ({"OMEGA_GATEWAY__DOMAIN": "production"}, {}, ["$.domain: only a section's key"]),
+        ({"OMEGA_GATEWAY__": "1"}, {}, ["OMEGA_GATEWAY__: $.", "only a section's key"]),
+        ({}, {"limits.in_flight_max": "0"}, ["the command line: $.limits.in_flight_max"]),
+        ({}, {"log_id": "omega-gateway/development/ffffffffffffffff"}, ["$.log_id"]),
+        ({}, {"domain.x": "1"}, ["the command line: $.domain: is no section"]),
+    ],
+)  # fmt: skip
+def test_wrong_value_from_outside_names_its_layer(
+    path: str, environment: dict[str, str], overrides: dict[str, str], words: list[str]
+) -> None:
+    """The sentence says which variable or that the command line is wrong, not the file."""
+    with pytest.raises(HomeRefused) as refused:
+        config_with_origins(path, environment=environment, overrides=overrides)
+    assert [word for word in words if word not in str(refused.value)] == [], refused.value
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("tcp://127.0.0.1:5555", 5555),
+        ("tcp://*:1", 1),
+        ("tcp://[::1]:65535", 65535),
+        ("ipc:///run/x", None),
+        ("tcp://example.org:5555", None),
+        ("tcp://127.0.0.1:*", None),
+        ("tcp://127.0.0.1:0", None),
+        ("tcp://127.0.0.1:5555\n", None),
+    ],
+)
+def test_port_of_an_endpoint(endpoint: str, port: int | None) -> None:
+    """Only a numeric address with a fixed port has a port that the seal can list."""
+    assert tcp_port(endpoint) == port
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://127.0.0.1:65536", "tcp://localhost:5555", "tcp://127.0.0.1", "inproc://x", "x",
+     "ipc://relative", "ipc://@abstract", "ipc:///" + "x" * 107, "tcp://127.0.0.1:*"],
+)  # fmt: skip
+def test_endpoint_that_cannot_be_served_is_refused(path: str, endpoint: str) -> None:
+    """What a sealed broker could not bind is refused when it is read."""
+    with pytest.raises(HomeRefused, match=r"\$\.admin\.endpoint"):
+        config_with_origins(path, environment={}, overrides={"admin.endpoint": endpoint})
+
+
+def test_two_fronts_never_share_an_endpoint(path: str) -> None:
+    """OMEGA's door and the operators' door are two."""
+    both = {"omega.endpoint": "ipc:///run/x", "admin.endpoint": "ipc:///run/x"}
+    with pytest.raises(HomeRefused, match="must differ"):
+        config_with_origins(path, environment={}, overrides=both)
