@@ -26,7 +26,7 @@ from broker.administration import loaded_plugin
 from broker.bundles import BundleFolder
 from broker.core import Core
 from broker.gateway import Gateway
-from broker.home import Home, load_home
+from broker.home import Home, find_home, load_home, prepare_run_directory
 from broker.inventory import Inventory
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import LocalLauncher
@@ -106,22 +106,23 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         start.
         LedgerFailure: the ledger could not be written while it ran; the status is 74.
     """
-    home = load_home(home_path, overrides=overrides)
-    log = open_log(home.config.log)
     os.umask(0o077)
+    home = load_home(find_home(home_path), overrides=overrides)
+    prepare_run_directory(home.run_directory)
+    log = open_log(home.config.log)
     with contextlib.ExitStack() as stack:
         launcher = LocalLauncher.start(worker_stderr=home.config.domain == "development")
         stack.callback(launcher.close)
         external = ExternalLauncher(home.run_directory)
         signals = StopSignals()
-        seal_broker(writable=home.writable, tcp_ports=_tcp_ports(home))
+        seal_broker(writable=home.writable, tcp_ports=home.tcp_ports)
         transport = _open_transport(home)
         stack.callback(transport.close)
-        if not _tcp_ports(home):
+        if not home.tcp_ports:
             refuse_connections()
         clock = SystemClock()
         ledger = Ledger.open(
-            home.ledger_directory, home.anchor_directory, log_id=home.config.log_id,
+            home.ledger, home.anchor, log_id=home.config.log_id,
             signing_key=SigningKey(bytes.fromhex(home.keys.ledger.secret)),
             durability=home.config.ledger.durability, now=clock.both,
         )
@@ -135,21 +136,13 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         core = Core(_state(home, clock))
         gateway = Gateway(
             core=core, ledger=ledger, transport=transport, launcher=launcher, external=external,
-            bundles=BundleFolder(home.bundle_directory), signals=signals, clock=clock,
+            bundles=BundleFolder(home.bundles), signals=signals, clock=clock,
         )
         _begin(home, core, gateway, ledger, clock)
         _announce(home, log, ledger)
         status = gateway.run()
         log.info("stopped", ledger_size=ledger.size)
         return status
-
-
-def _tcp_ports(home: Home) -> list[int]:
-    return [
-        int(endpoint.rpartition(":")[2])
-        for endpoint in (home.omega_endpoint, home.admin_endpoint)
-        if endpoint.startswith("tcp://")
-    ]
 
 
 def _open_transport(home: Home) -> Transport:
@@ -174,8 +167,8 @@ def _state(home: Home, clock: SystemClock) -> State:
     state = State(
         config=home.config,
         policy=home.policy,
-        trust=home.root.trust,
-        trust_sha256=home.root.sha256,
+        trust=home.trust.trust,
+        trust_sha256=home.trust.sha256,
         policy_sha256=policy_digest(home.policy),
         keys={
             key_id: KnownKey(key_id, key.role, key.public_key)
@@ -204,7 +197,7 @@ def _begin(
     for event in ledger.events():
         core.restore(event)
     state.ledger_size = ledger.size
-    bundles = BundleFolder(home.bundle_directory)
+    bundles = BundleFolder(home.bundles)
     damaged = list(_load_plugins(home, state, bundles))
     if ledger.recovered is not None:
         gateway.append(ledger.recovered)
@@ -217,15 +210,15 @@ def _begin(
         zmq_version=zmq.zmq_version(),
         kernel=platform.release(),
         verifier_key=ledger.verifier_key,
-        trust_sha256=home.root.sha256,
-        trust_version=home.root.trust.version,
+        trust_sha256=home.trust.sha256,
+        trust_version=home.trust.trust.version,
         policy_sha256=state.policy_sha256,
     ))
     for change in _changes(home, state):
         gateway.append(change)
     gateway.append(StateSnapshot(
         inventory_sha256=state.inventory.digest(),
-        trust_sha256=home.root.sha256,
+        trust_sha256=home.trust.sha256,
         policy_sha256=state.policy_sha256,
         open_invocations=tuple(sorted(state.inventory.open_invocations)[:1024]),
     ))
@@ -256,7 +249,7 @@ def _load_plugins(home: Home, state: State, bundles: BundleFolder) -> Iterator[t
 def _changes(home: Home, state: State) -> Iterator[EventFields]:
     """Say what the home's own files changed since the ledger was last written."""
     inventory = state.inventory
-    root = home.root
+    root = home.trust
     if inventory.trust_sha256 != root.sha256:
         yield TrustChange(version=root.trust.version, sha256=root.sha256, actor="home",
                           previous_sha256=inventory.trust_sha256 or None)
