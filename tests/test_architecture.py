@@ -187,7 +187,7 @@ def test_lines_fit_on_a_readers_screen() -> None:
         f"{_name(path)}:{number}"
         for path in _source_files()
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
-        if len(line) > COLUMNS_MAX
+        if len(re.sub(r"  # (noqa|type: ignore).*", "", line)) > COLUMNS_MAX
     ]
 
     assert not wrong, "\n".join(wrong)
