@@ -7,6 +7,7 @@ import time
 import msgspec
 import pytest
 
+from broker.trust import json_schemas
 from broker.trust.errors import TrustRefused
 from broker.trust.json_schemas import SCHEMA_BYTES_MAX, admit, compile_schema
 from schemas.canonical import canonical_bytes
@@ -204,3 +205,12 @@ def test_the_heaviest_admitted_schema_is_bounded_on_a_full_document():
 def test_formats_are_notes_only():
     """`format` never decides, so no format's parser is ever reached."""
     assert compile_schema(canonical_bytes({"format": "regex"})).problem("(") is None
+
+
+def test_a_validator_reaches_no_file_and_no_network(tmp_path):
+    """Even past the subset, building a validator fetches nothing: the file is there and valid."""
+    file = tmp_path / "schema.json"
+    file.write_text('{"type":"string"}')
+    for place in (file.as_uri(), "http://127.0.0.1:9/schema.json"):
+        with pytest.raises(TrustRefused):
+            json_schemas._build({"$ref": place})

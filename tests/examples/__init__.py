@@ -1,0 +1,1 @@
+"""Tests that every example is packed, admitted and right."""
