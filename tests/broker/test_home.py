@@ -357,9 +357,10 @@ def test_run_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
     """A folder that others could enter or replace is refused, however it came to be."""
     shared = tmp_path / "shared"
     shared.mkdir()
-    shared.chmod(0o777)
-    with pytest.raises(HomeRefused, match="others may replace"):
-        prepare_run_directory(str(shared / "run"))
+    for mode in (0o777, 0o770, 0o707):
+        shared.chmod(mode)
+        with pytest.raises(HomeRefused, match="others may replace"):
+            prepare_run_directory(str(shared / "run"))
     shared.chmod(0o1777)
     prepare_run_directory(str(shared / "run"))
     (shared / "open").mkdir()

@@ -104,6 +104,7 @@ def plant(path: Path, what: str) -> None:
             path.chmod(0o644)
         case "a symbolic link":
             (path.parent / "target").write_bytes(b"{}")
+            (path.parent / "target").chmod(0o600)
             path.symlink_to(path.parent / "target")
         case "a pipe":
             os.mkfifo(path, 0o600)
