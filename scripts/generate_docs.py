@@ -71,6 +71,9 @@ def json_schema() -> str:
     """Write docs/wire.schema.json: JSON Schema 2020-12 of every message."""
     unions = list(UNIONS.values())
     roots, components = msgspec.json.schema_components(unions, ref_template="#/$defs/{name}")
+    for component in components.values():
+        # Docstrings keep their indentation up to Python 3.12 and lose it from 3.13 on.
+        component["description"] = " ".join(component.get("description", "").split())
     document: dict[str, object] = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:omega-gateway:wire:1",
