@@ -224,9 +224,12 @@ def _describe(path: str, problems: list[Problem]) -> Description:
 def _compare(source: PluginSource, description: Description) -> list[Problem]:
     """Hold plugin.toml against what plugin.py imports and defines."""
     declared, imported = set(source.modules), set(description.modules)
-    line = f"modules = {msgspec.json.encode(sorted(imported)).decode()}"
+    names = ", ".join(f'"{name}"' for name in sorted(imported))
     problems = [
-        _mistake(f"{SOURCE_FILE}.modules", "nothing", printable(name), f"Write: {line}")
+        _mistake(
+            f"{SOURCE_FILE}.modules", f"{ENTRY_FILE} imports {printable(name)}",
+            "every module that it imports", f"Write: modules = [{names}]",
+        )
         for name in sorted(imported - declared)
     ]
     problems += [

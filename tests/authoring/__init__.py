@@ -1,0 +1,1 @@
+"""Tests of `omega-plugin` and of what it packs."""
