@@ -12,7 +12,6 @@ reply, after any progress, each a length and msgpack; the supervisor trusts none
 from __future__ import annotations
 
 import builtins
-import errno
 import gc
 import marshal
 import os
@@ -21,6 +20,7 @@ import sys
 from sandbox_worker import probes
 from sandbox_worker.encode import canonical_json, pack
 from sandbox_worker.jail import linux, rlimits
+from sandbox_worker.jail.linux import Prepared
 from sandbox_worker.sdk.api import OPTIONS_ATTRIBUTE, CannotAnswer, Context, InvalidInput
 from sandbox_worker.sdk.payloads import (
     KINDS,
@@ -41,8 +41,19 @@ JOB = 3
 JAIL_FAILED = 70
 """Exit status of a call process that could not close its jail; the worker ends with it."""
 
+MARSHAL_VERSION = 0
+"""Without interning: a table of all names of the interpreter would be copied for a handful."""
+
 PLUGIN_MODULE = "plugin"
-_SIGNAL_ZERO = linux.Prepared(linux.KILL, 1, 0)
+_READ_BYTES = 4096
+_WARM_ROUNDS = 16
+_WARM_SOURCE = """
+from sandbox_worker.sdk import method
+@method()
+def warm(ctx, text):
+    return {"a": [1, 1.5, None, text.text], "b": {}}
+"""
+_SIGNAL_PARENT = [Prepared(linux.KILL, 1, 0)]
 
 
 class Jail:
@@ -51,18 +62,16 @@ class Jail:
     Attributes:
         before: steps up to the layer that forbids signals to the outside.
         after: steps from the closing of descriptors to the last before the filter.
-        attempts: steps that some processors do not know; their failure is not looked at.
         seal: the filter, last of all.
     """
 
-    __slots__ = ("after", "attempts", "before", "cpu_ms", "limits", "seal")
+    __slots__ = ("after", "before", "cpu_ms", "limits", "seal")
 
     def __init__(
         self,
-        before: list[linux.Prepared],
-        after: list[linux.Prepared],
-        attempts: list[linux.Prepared],
-        seal: linux.Prepared,
+        before: list[Prepared],
+        after: list[Prepared],
+        seal: list[Prepared],
         *,
         limits: list[tuple[int, int]],
         cpu_ms: int,
@@ -70,7 +79,6 @@ class Jail:
         """Hold the steps, and for the rehearsal the limits that they must have set."""
         self.before = before
         self.after = after
-        self.attempts = attempts
         self.seal = seal
         self.limits = limits
         self.cpu_ms = cpu_ms
@@ -90,11 +98,11 @@ class Plugin:
         self.reseed = reseed
 
 
-def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool) -> NoReturn:
+def serve(take_job: list[Prepared], jail: Jail, plugin: Plugin, *, rehearsal: bool) -> NoReturn:
     """Become a call process: close the jail, answer one job, end. Never returns.
 
     Args:
-        job: this process's end of the job socket, above descriptor 3.
+        take_job: puts this process's end of the job socket at descriptor 3.
         jail: the prepared steps.
         plugin: what to run.
         rehearsal: read every effect back, and say so once the filter is on.
@@ -102,7 +110,8 @@ def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool) -> NoReturn:
     try:
         if plugin.reseed is not None:
             plugin.reseed()
-        os.dup2(job, JOB, inheritable=False)
+        if not linux.succeeds(take_job):
+            os._exit(JAIL_FAILED)
         _close_jail(jail, rehearsal=rehearsal)
         _answer(plugin)
         os._exit(0)
@@ -111,24 +120,16 @@ def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool) -> NoReturn:
 
 
 def _close_jail(jail: Jail, *, rehearsal: bool) -> None:
-    run = linux.invoke
-    for step in jail.before:
-        if run(step) < 0:
-            os._exit(JAIL_FAILED)
-    # Inside its own Landlock domain the process can no longer signal its parent, pid 1.
-    if run(_SIGNAL_ZERO) != -1 or linux.last_errno() != errno.EPERM:
+    succeeds = linux.succeeds
+    # Between the two: in its own Landlock domain the process cannot signal its parent, pid 1.
+    if not succeeds(jail.before) or succeeds(_SIGNAL_PARENT) or not succeeds(jail.after):
         os._exit(JAIL_FAILED)
-    for step in jail.after:
-        if run(step) < 0:
-            os._exit(JAIL_FAILED)
-    for step in jail.attempts:
-        run(step)
     if rehearsal and not _effects_hold(jail):
         os._exit(JAIL_FAILED)
-    if run(jail.seal) < 0:
+    if not succeeds(jail.seal):
         os._exit(JAIL_FAILED)
     if rehearsal:
-        _send(["rehearsed"])
+        _send(pack(["rehearsed"]))
 
 
 def _effects_hold(jail: Jail) -> bool:
@@ -138,28 +139,47 @@ def _effects_hold(jail: Jail) -> bool:
             return False
     if not 0 < rlimits.timer_remaining_ns() <= jail.cpu_ms * 1_000_000:
         return False
-    return all(
-        linux.invoke(linux.Prepared(linux.CLOSE, number)) == -1
-        for number in (0, 1, 2, *range(JOB + 1, rlimits.ZYGOTE_DESCRIPTORS))
-    )
+    others = (0, 1, 2, *range(JOB + 1, rlimits.ZYGOTE_DESCRIPTORS))
+    return not any(linux.succeeds([Prepared(linux.CLOSE, number)]) for number in others)
 
 
 def _answer(plugin: Plugin) -> None:
     """Read the job and send exactly one reply."""
     try:
-        job = marshal.loads(_receive())  # noqa: S302  From the supervisor, which is trusted.
-        if job[0] == "probe":
-            _send(["probed", probes.run(job[1])])
-            return
-        _, request_id, name, kind, fields, output_kind, env = job
-        context = Context(
-            request_id, name, env=env, resources=plugin.resources, progress=_progress
-        )
-        gc.enable()
-        reply = _run(plugin.code, context, KINDS[kind](*fields), output_kind)
+        frame = _frame(_receive(), plugin)
     except MemoryError:
-        reply = ["failed", "memory_limit_exceeded", ""]
-    _send(reply)
+        frame = pack(["failed", "memory_limit_exceeded", ""])
+    _send(frame)
+
+
+def _frame(job: bytes, plugin: Plugin) -> bytes:
+    """The reply to one job."""
+    kind, *details = marshal.loads(job)  # noqa: S302  From the supervisor, which is trusted.
+    if kind == "probe":
+        return pack(["probed", probes.run(details[0])])
+    request_id, name, input_kind, fields, output_kind, env = details
+    context = Context(request_id, name, env=env, resources=plugin.resources, progress=_progress)
+    gc.enable()
+    reply = _run(plugin.code, context, KINDS[input_kind](*fields), output_kind)
+    try:
+        return pack(reply)
+    except (TypeError, ValueError, AttributeError) as error:
+        return pack(["failed", "output_invalid", ascii(error)[:256]])
+
+
+def warm_up() -> None:
+    """Serve a module of our own a few times, in the zygote, before anything is forked.
+
+    The interpreter makes types ready, fills caches and rewrites code when something first runs.
+    What is left undone here is done again, page by copied page, in every call process.
+    """
+    own = Plugin(compile(_WARM_SOURCE, "warm", "exec", dont_inherit=True), {}, None)
+    order = ("run", "", "warm", "text", ("", "text/plain"), "json", {})
+    job = marshal.dumps(order, MARSHAL_VERSION)
+    for _ in range(_WARM_ROUNDS):
+        linux.succeeds(_SIGNAL_PARENT)
+        _frame(job, own)
+    del sys.modules[PLUGIN_MODULE]
 
 
 def _run(
@@ -242,7 +262,7 @@ def _payload(result: object, output_kind: str) -> dict[str, object]:
 
 
 def _progress(fraction: float, note: str) -> None:
-    _send(["progress", max(0, min(1000, int(fraction * 1000))), note])
+    _send(pack(["progress", max(0, min(1000, int(fraction * 1000))), note]))
 
 
 def _sentence(error: BaseException) -> str:
@@ -255,27 +275,21 @@ def _sentence(error: BaseException) -> str:
 
 def _receive() -> bytes:
     """One length-prefixed message from the supervisor, which is trusted."""
-    size = int.from_bytes(_read(4), "big")
-    return _read(size)
+    data = os.read(JOB, _READ_BYTES)
+    size = int.from_bytes(data[:4], "big")
+    parts, missing = [data[4:]], size + 4 - len(data)
+    while missing > 0 and data:
+        data = os.read(JOB, missing)
+        parts.append(data)
+        missing -= len(data)
+    if missing:
+        # The supervisor closed the socket: there will be no job.
+        os._exit(0)
+    return b"".join(parts) if len(parts) > 1 else parts[0]
 
 
-def _read(size: int) -> bytes:
-    parts = []
-    while size:
-        part = os.read(JOB, min(size, 1 << 18))
-        if not part:
-            os._exit(0)
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-def _send(frame: list[object]) -> None:
+def _send(frame: bytes) -> None:
     """Write one length-prefixed frame."""
-    try:
-        body = pack(frame)
-    except (TypeError, ValueError, AttributeError) as error:
-        body = pack(["failed", "output_invalid", ascii(error)[:256]])
-    data = memoryview(len(body).to_bytes(4, "big") + body)
+    data = len(frame).to_bytes(4, "big") + frame
     while data:
         data = data[os.write(JOB, data) :]

@@ -27,7 +27,7 @@ import msgspec
 
 from sandbox_worker import zygote
 from sandbox_worker.bundle import Bundle, LaunchRefusedError, modules_to_load
-from sandbox_worker.call import JAIL_FAILED
+from sandbox_worker.call import JAIL_FAILED, MARSHAL_VERSION
 from sandbox_worker.jail import policy
 from sandbox_worker.jail.attest import attest
 from sandbox_worker.jail.identity import SANDBOX_ID
@@ -90,6 +90,9 @@ class Forker:
         ours, theirs = [], []
         for _ in numbers:
             mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            if rehearse:
+                # The kernel names the writer only to a socket that asked before it wrote.
+                mine.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             ours.append(mine)
             theirs.append(its)
         kind = zygote.REHEARSE if rehearse else zygote.FORK
@@ -285,12 +288,11 @@ def _rehearse_one(
     (job,) = forker.fork([number], rehearse=True)
     with job:
         job.settimeout(max(0.1, deadline - time.monotonic()))
-        job.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         frame, pid = _frame(job)
         if frame == ["rehearsed"]:
             uid = SANDBOX_ID if os.getuid() == 0 else os.getuid()
             attest(pid, uid=uid, filters=2)
-            data = marshal.dumps(("probe", probes))
+            data = marshal.dumps(("probe", probes), MARSHAL_VERSION)
             job.sendall(len(data).to_bytes(4, "big") + data)
             frame, _ = _frame(job)
     message, _ = _receive(forker, deadline)

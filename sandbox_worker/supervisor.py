@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from sandbox_worker.bundle import Bundle
-from sandbox_worker.call import JAIL_FAILED
+from sandbox_worker.call import JAIL_FAILED, MARSHAL_VERSION
 from sandbox_worker.forker import Exit, Forker, ForkFailure
 from sandbox_worker.replies import (
     Answered,
@@ -226,7 +226,7 @@ class Supervisor:
         slot.inbox = Inbox(self._output_bytes_max(order))
         self._by_call[key] = slot
         self._by_descriptor[slot.job.fileno()] = slot
-        data = marshal.dumps(job)  # type: ignore[arg-type]  # Plain values only, see `_fields`.
+        data = marshal.dumps(job, MARSHAL_VERSION)  # type: ignore[arg-type]  # Plain values only, see `_fields`.
         slot.outbox = memoryview(len(data).to_bytes(4, "big") + data)
         self.poll.register(slot.job.fileno(), select.EPOLLIN)
         self._push(slot)

@@ -79,8 +79,6 @@ EXIT_RECORD = struct.Struct("=QiQQ")
 _HIDDEN = ("ctypes", "_ctypes", "ctypes._endian", "sandbox_worker.jail.linux", "_socket", "array")
 _SCHED_BATCH = 3
 _SIGCHLD, _SIG_BLOCK = 17, 0
-_SPECULATION = ((0, 1 << 3), (1, 1 << 3))
-"""PR_SPEC_STORE_BYPASS and PR_SPEC_INDIRECT_BRANCH, each force-disabled."""
 
 
 def main() -> NoReturn:
@@ -164,6 +162,7 @@ def _inner(setup: Setup, control: _socket.socket, pages: list[tuple[int, int]]) 
         identity.no_new_privileges()
         rlimits.limit_zygote()
         identity.hide()
+        identity.disable_speculation()
         abi = landlock.abi()
         domain = landlock.ruleset(files=True)
         landlock.restrict(domain)
@@ -180,6 +179,8 @@ def _inner(setup: Setup, control: _socket.socket, pages: list[tuple[int, int]]) 
     for name in _HIDDEN:
         if name not in setup["modules"]:
             sys.modules.pop(name, None)
+    call.warm_up()
+    gc.collect()
     gc.disable()
     gc.freeze()
     os.write(CONTROL, READY)
@@ -210,14 +211,10 @@ def _prepare(setup: Setup, pages: list[tuple[int, int]]) -> call.Jail:
         *rlimits.call_limits(memory_mb, cpu_ms),
         *rlimits.cpu_timer(cpu_ms),
     ]
-    attempts = [
-        linux.Prepared(linux.PRCTL, linux.PR_SET_SPECULATION_CTRL, which, how, 0, 0)
-        for which, how in _SPECULATION
-    ]
     limits = [(resource.RLIMIT_AS, memory_mb << 20), (resource.RLIMIT_CPU, cpu_ms // 1000 + 1),
               (resource.RLIMIT_NOFILE, rlimits.CALL_DESCRIPTORS)]  # fmt: skip
-    seal = seccomp.prepared_install(setup["strict_filter"])
-    return call.Jail(before, after, attempts, seal, limits=limits, cpu_ms=cpu_ms)
+    seal = [seccomp.prepared_install(setup["strict_filter"])]
+    return call.Jail(before, after, seal, limits=limits, cpu_ms=cpu_ms)
 
 
 def _compile(setup: Setup) -> call.Plugin:
@@ -245,6 +242,10 @@ def _compile(setup: Setup) -> call.Plugin:
 def _serve(control: _socket.socket, jail: call.Jail, plugin: call.Plugin) -> NoReturn:
     """Fork on request, reap and report, kill on request; end when the supervisor is gone."""
     calls: dict[int, int] = {}
+    take_job = {
+        number: [linux.Prepared(linux.DUP3, number, call.JOB, os.O_CLOEXEC)]
+        for number in range(CHILDREN + 1, rlimits.ZYGOTE_DESCRIPTORS)
+    }
     waiter = select.poll()
     waiter.register(CONTROL, select.POLLIN)
     waiter.register(CHILDREN, select.POLLIN)
@@ -268,7 +269,7 @@ def _serve(control: _socket.socket, jail: call.Jail, plugin: call.Plugin) -> NoR
             try:
                 pid = os.fork()
                 if pid == 0:
-                    call.serve(job, jail, plugin, rehearsal=kind == REHEARSE)
+                    call.serve(take_job[job], jail, plugin, rehearsal=kind == REHEARSE)
                 calls[pid] = number
             except OSError as error:
                 # One call's misfortune: too many processes, or no memory for another.

@@ -32,7 +32,8 @@ def become_sandbox_user() -> None:
             os.setresuid(SANDBOX_ID, SANDBOX_ID, SANDBOX_ID)
         except OSError as error:
             raise linux.SandboxUnavailable("identity", error.errno or 0, _HINT) from None
-        expect("identity", not os.getgroups(), _HINT)
+        everything = {*os.getresuid(), *os.getresgid(), *os.getgroups()}
+        expect("identity", everything == {SANDBOX_ID}, _HINT)
     users, groups = os.getresuid(), os.getresgid()
     expect("identity", 0 not in users and len(set(users)) == len(set(groups)) == 1, _HINT)
     # setresuid made the process non-dumpable, and its uid_map would belong to root.
@@ -96,6 +97,16 @@ def no_new_privileges() -> None:
     """Set no_new_privs, which Landlock and seccomp require of an unprivileged process."""
     _try_prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     expect("no_new_privs", prctl(linux.PR_GET_NO_NEW_PRIVS) == 1, _HINT)
+
+
+def disable_speculation() -> None:
+    """Ask for the slower, safer processor modes, which children inherit, where there are any."""
+    for misfeature in (linux.PR_SPEC_STORE_BYPASS, linux.PR_SPEC_INDIRECT_BRANCH):
+        # Processors without the flaw, or with it always off, answer with an error.
+        try:
+            prctl(linux.PR_SET_SPECULATION_CTRL, misfeature, linux.PR_SPEC_FORCE_DISABLE)
+        except OSError:
+            continue
 
 
 def _try_prctl(option: int, value: int) -> None:

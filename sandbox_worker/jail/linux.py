@@ -52,11 +52,17 @@ PR_GET_NO_NEW_PRIVS = 39
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 PR_SET_SPECULATION_CTRL = 53
+PR_SPEC_STORE_BYPASS = 0
+PR_SPEC_INDIRECT_BRANCH = 1
+PR_SPEC_FORCE_DISABLE = 8
 
 # PyDLL keeps the interpreter lock: the zygote has one thread, and releasing costs a fault.
-_libc = ctypes.PyDLL(None, use_errno=True)
-_syscall = _libc.syscall
+_syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
+# Keeping errno costs a dictionary of the thread on each call; call processes only ask whether.
+_quick_syscall = ctypes.PyDLL(None).syscall
+_quick_syscall.restype = ctypes.c_long
+_longs: dict[int, ctypes.c_long] = {}
 
 
 class SandboxUnavailable(Exception):
@@ -94,7 +100,7 @@ class Memory:
 
 
 class Prepared:
-    """One system call with its arguments already converted; run it with `invoke`."""
+    """One system call with its arguments already converted; run it with `succeeds`."""
 
     __slots__ = ("arguments", "keep")
 
@@ -102,20 +108,22 @@ class Prepared:
         """Convert the arguments: integers as they are, memory by its address."""
         self.keep = arguments
         self.arguments = tuple(
-            ctypes.c_long(word.address if isinstance(word, Memory) else word)
+            _long(word.address if isinstance(word, Memory) else word)
             for word in (number, *arguments)
         )
 
 
-def invoke(prepared: Prepared) -> int:
-    """Run a prepared call and return what the kernel returned; -1 means failure."""
-    result: int = _syscall(*prepared.arguments)
-    return result
+def _long(value: int) -> ctypes.c_long:
+    """Equal words are one object, so that a fork copies fewer pages."""
+    return _longs.setdefault(value, ctypes.c_long(value))
 
 
-def last_errno() -> int:
-    """The errno of the last failed `invoke`."""
-    return ctypes.get_errno()
+def succeeds(steps: list[Prepared]) -> bool:
+    """Run prepared calls in order, up to the first that fails, and say whether none did."""
+    for step in steps:  # noqa: SIM110  A generator would be one more frame in every call process.
+        if _quick_syscall(*step.arguments) < 0:
+            return False
+    return True
 
 
 def call(number: int, *arguments: int | Memory) -> int:
@@ -124,9 +132,9 @@ def call(number: int, *arguments: int | Memory) -> int:
     Raises:
         OSError: with the kernel's errno.
     """
-    result = invoke(Prepared(number, *arguments))
+    result: int = _syscall(*Prepared(number, *arguments).arguments)
     if result < 0:
-        errno = last_errno()
+        errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))
     return result
 

@@ -98,7 +98,6 @@ ZYGOTE: dict[str, Rule] = {
     "kill": Rule(ALLOW, (Check(1, 32, one_of=(0, 9)),), _EPERM),
     "dup3": Rule(ALLOW, (Check(1, 32, one_of=(3,)),), _EBADF),
     "prlimit64": Rule(ALLOW, (Check(0, 32, one_of=(0,)),), _EPERM),
-    "prctl": Rule(ALLOW, (Check(0, 32, one_of=(53,)),), _EPERM),
     "timer_create": Rule(ALLOW, (Check(0, 32, one_of=(2,)),), KILL),
     "timer_settime": Rule(ALLOW),
     "timer_gettime": Rule(ALLOW),

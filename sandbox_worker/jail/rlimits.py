@@ -8,6 +8,7 @@ getrlimit(2), timer_create(2).
 
 from __future__ import annotations
 
+import errno
 import resource
 import struct
 
@@ -44,8 +45,9 @@ def limit_zygote() -> None:
         try:
             resource.setrlimit(kind, pair)
         except (OSError, ValueError) as error:
-            errno = error.errno or 0 if isinstance(error, OSError) else 0
-            raise linux.SandboxUnavailable("resource limits", errno, _HINT) from None
+            # The resource module turns EPERM into a ValueError.
+            code = error.errno if isinstance(error, OSError) else errno.EPERM
+            raise linux.SandboxUnavailable("resource limits", code or 0, _HINT) from None
         expect("resource limits", resource.getrlimit(kind) == pair, _HINT)
 
 

@@ -29,10 +29,11 @@ def _outcome(program: bytes, number: int, arguments: tuple[int, ...]) -> list[in
 
     def attempt() -> object:
         identity.no_new_privileges()
-        prepared = linux.Prepared(number, *arguments)
         seccomp.install(program)
-        result = linux.invoke(prepared)
-        return [result, linux.last_errno() if result == -1 else 0]
+        try:
+            return [linux.call(number, *arguments), 0]
+        except OSError as error:
+            return [-1, error.errno]
 
     try:
         found: list[int] = inside(attempt)
@@ -77,8 +78,9 @@ def test_stacked_filters_give_the_stricter_answer() -> None:
             (_NUMBERS["openat"], 0, 0, 0, 0),
             (_NUMBERS["close"], 99),
         ):
-            assert linux.invoke(linux.Prepared(number, *arguments)) == -1
-            seen.append(linux.last_errno())
+            with pytest.raises(OSError) as refused:
+                linux.call(number, *arguments)
+            seen.append(refused.value.errno)
         return seen
 
     assert inside(attempt) == [errno.EPERM, errno.EPERM, errno.EACCES, errno.EBADF]
