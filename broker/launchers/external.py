@@ -18,9 +18,12 @@ import stat
 import time
 from typing import Final, NoReturn
 
+import msgspec
+
 from broker.keys import KeyFileRefused, make_private_directory
 from broker.launchers.process import worker_command, worker_environment
 from schemas.launch import LAUNCH_BYTES_MAX
+from schemas.names import PluginId
 
 LAUNCH_FOLDER: Final = "launch"
 POLL_S: Final = 0.05
@@ -103,9 +106,12 @@ def become_worker(run_directory: str, plugin: str) -> NoReturn:
         plugin: the plugin's id.
 
     Raises:
+        ValueError: the text is no plugin id.
         KeyFileRefused: the document's file is not as the broker writes it.
         OSError: the worker cannot be started.
     """
+    # The id becomes a file name; its pattern cannot climb.
+    msgspec.convert(plugin, PluginId)
     while (document := take_document(run_directory, plugin)) is None:
         time.sleep(POLL_S)
     read, write = os.pipe()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from broker.keys import KeyFileRefused
-from broker.launchers.external import ExternalLauncher, take_document
+from broker.launchers.external import ExternalLauncher, become_worker, take_document
 from schemas.launch import LAUNCH_BYTES_MAX
 from tests.broker.launched import Incarnation, wait_for, zmq_context
 
@@ -140,6 +140,13 @@ def test_folder_open_to_others_is_refused(run_directory: Path) -> None:
     (run_directory / "launch").chmod(0o755)
     with pytest.raises(KeyFileRefused):
         ExternalLauncher(str(run_directory))
+
+
+@pytest.mark.parametrize("plugin", ["../run/launch/plugin-under-test", "Plugin", "", "plugin\n"])
+def test_plugin_that_is_no_id_is_refused(run_directory: Path, plugin: str) -> None:
+    """A worker waits for a plugin id only, never for a path."""
+    with pytest.raises(ValueError, match="regex"):
+        become_worker(str(run_directory), plugin)
 
 
 def test_waiting_ends_with_the_operator(run_directory: Path) -> None:
