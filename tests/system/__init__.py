@@ -1,0 +1,1 @@
+"""Real sockets, real processes, real files: the gateway as its users meet it."""
