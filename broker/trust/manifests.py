@@ -37,12 +37,12 @@ _decoder: Final = msgspec.json.Decoder(PluginManifest)
 def problem(
     code: RefusalCode, where: str, found: str, expected: str, remedy: str = ""
 ) -> Problem:
-    """Make one problem; without a remedy of its own it takes the one of its code's page."""
+    """Make one problem; an empty expectation or remedy is the one of its code's page."""
     return Problem(
         code=code,
         where=printable(where, 200),
         found=printable(found, 400),
-        expected=printable(expected, 400),
+        expected=printable(expected or REFUSALS[code].reason, 400),
         remedy=printable(remedy or REFUSALS[code].remedy, 400),
     )
 

@@ -28,7 +28,13 @@ from broker.trust.errors import TrustRefused
 from broker.trust.json_schemas import admit
 from broker.trust.manifests import PROBLEMS_MAX, problem, read_manifest
 from broker.trust.roots import check_publisher, publisher, publisher_keys
-from broker.trust.signatures import Verified, decode_base64, read_envelope, verify_envelope
+from broker.trust.signatures import (
+    Verified,
+    decode_base64,
+    key_id,
+    read_envelope,
+    verify_envelope,
+)
 from broker.trust.versions import api_compatible, is_higher, parse
 from schemas.manifest import PAYLOAD_TYPES, SOURCE_BYTES_MAX, PayloadSpec, PluginManifest
 from schemas.messages import Problem
@@ -49,7 +55,8 @@ class ValidationContext:
 
     `granted` maps a plugin to the capabilities granted by request, `highest_version` gives the
     highest version a plugin ever had, `known_bundles` holds the SHA-256 of every bundle that was
-    ever registered, `now_s` is in seconds since 1970.
+    ever registered, `now_s` is in seconds since 1970. `revoked_keys` are ids of keys taken back by
+    request, beyond those that the trust root revokes.
     """
 
     domain: Domain
@@ -60,6 +67,7 @@ class ValidationContext:
     known_bundles: Container[str]
     now_s: int
     api_version: str = API_VERSION
+    revoked_keys: Container[str] = frozenset()
 
 
 class Validated(NamedTuple):
@@ -170,10 +178,11 @@ def _verify(envelope: bytes, context: ValidationContext) -> Verified:
         raise TrustRefused(
             RefusalCode.MANIFEST_INVALID, "the signed bytes are not a manifest", where="$"
         ) from None
+    keys = publisher_keys(context.trust, name)
     return verify_envelope(
         envelope,
         payload_type=PAYLOAD_TYPES[context.domain],
-        keys=publisher_keys(context.trust, name),
+        keys=[key for key in keys if key_id(key) not in context.revoked_keys],
         threshold=publisher(context.trust, name).threshold,
     )
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from broker.keys import make_private_directory, write_secret
 from tests.trust.builders import SEED_A
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+"""For processes that are to find what this one finds."""
 
 PLUGIN = '''
 """Counts words."""

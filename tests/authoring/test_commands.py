@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import statistics
 import subprocess
 import sys
 import time
@@ -15,10 +13,8 @@ import pytest
 from broker.authoring.main import COMMANDS
 from broker.trust.roots import TRUST_FILE, sign_root
 from schemas.refusals import RefusalCode
-from tests.authoring.folders import PLUGIN, TOML, key_file, plugin_folder
+from tests.authoring.folders import ENVIRONMENT, PLUGIN, TOML, key_file, plugin_folder
 from tests.trust.builders import SEED_A, SEED_B, SEED_C, public, trust_root
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +22,7 @@ def run(*arguments: object, folder: Path, **environment: str) -> subprocess.Comp
     return subprocess.run(
         [sys.executable, "-m", "broker.authoring.main", *map(str, arguments)],
         cwd=folder, capture_output=True, text=True, check=False, timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder), **environment},
+        env={**ENVIRONMENT, "HOME": str(folder), **environment},
     )
 
 
@@ -165,15 +161,16 @@ def test_help_comes_at_once(folder: Path):
     def seconds(*arguments: str) -> float:
         begin = time.perf_counter()
         subprocess.run([sys.executable, *arguments], check=True, capture_output=True,
-                       cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+                       cwd=folder, env=ENVIRONMENT)
         return time.perf_counter() - begin
 
     helps = [seconds("-m", "broker.authoring.main", "--help") for _ in range(5)]
     empty = [seconds("-c", "pass") for _ in range(5)]
-    assert statistics.median(helps) - statistics.median(empty) < 0.150
+    # The quickest of each: other processes on the machine only ever add.
+    assert min(helps) - min(empty) < 0.150
     loaded = subprocess.run(
         [sys.executable, "-c",
          "import sys, broker.authoring.main; print(*sys.modules)"],
-        check=True, capture_output=True, text=True, cwd=ROOT,
+        check=True, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT,
     ).stdout.split()
     assert not {"msgspec", "zmq", "nacl", "jsonschema_rs", "rich"}.intersection(loaded)

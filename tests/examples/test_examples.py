@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pydoc_data.topics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from schemas.canonical import canonical_bytes, check_canonical
 from schemas.messages import CallResult
 from schemas.payloads import JSONPayload, Payload, TextPayload
 from schemas.trust import Publisher
+from tests.authoring.folders import ENVIRONMENT
 from tests.sandbox_worker.harness import Worker
 from tests.trust.builders import SEED_A, context, public, trust_root
 
@@ -56,10 +56,9 @@ def test_an_example_is_accepted_under_the_default_policy(folder: Path):
 @every_example
 def test_an_example_passes_its_own_tests(folder: Path):
     """An author's `python -m pytest` in the folder is green."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False,
     )
     assert done.returncode == 0, done.stdout
 

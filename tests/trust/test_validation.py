@@ -71,6 +71,10 @@ CASES: dict[str, Case] = {
         bundle, lambda: context(trust=trust_root(revoked_keys=(identifier(SEED_A),))),
         [("signature_invalid", "signatures")],
     ),
+    "signed with a key that a request took back": (
+        bundle, lambda: context(revoked_keys={identifier(SEED_A)}),
+        [("signature_invalid", "signatures")],
+    ),
     "a development bundle at a production home": (
         bundle, lambda: context(domain="production", trust=trust_root(domain="production")),
         [("domain_mismatch", "payloadType")],
