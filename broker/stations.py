@@ -25,7 +25,7 @@ from broker.arrivals import (
 )
 from broker.effects import Front, Origin
 from broker.monitor import ConnectionMonitor
-from broker.sockets import ZmqSocket, unlink_socket
+from broker.sockets import ZmqSocket, bind, unlink_socket
 from broker.zap import FrontDoor, WorkerDoor
 from schemas.events import Plane
 
@@ -48,8 +48,20 @@ class Station:
         self.plane: Plane = plane
         self.name = name
         self.endpoint = endpoint
+        self._bound = False
         self.monitor = ConnectionMonitor(socket, name)
         self._dropping: OversizedMessage | None = None
+
+    def bind(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            TransportRefused: the endpoint is in use, too long, or the system refused.
+        """
+        bind(self.socket, self.endpoint)
+        self._bound = True
+        # A port that the system chose stands only here.
+        self.endpoint = self.socket.get_string(zmq.LAST_ENDPOINT).rstrip("\x00")
 
     def drain(self, arrivals: list[Arrival]) -> bool:
         """Take waiting messages, a bounded number; True when there may be more."""
@@ -75,10 +87,11 @@ class Station:
         return more
 
     def close(self, linger_ms: int) -> None:
-        """Close socket and monitor and remove the endpoint's file."""
+        """Close socket and monitor and remove the file, if it is ours."""
         self.monitor.close()
         self.socket.close(linger=linger_ms)
-        unlink_socket(self.endpoint)
+        if self._bound:
+            unlink_socket(self.endpoint)
 
     def _receive(self, arrivals: list[Arrival]) -> None:
         """Take one message. Raises zmq.Again when none waits."""

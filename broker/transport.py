@@ -46,7 +46,6 @@ from broker.sockets import (
     TransportRefused,
     ZmqContext,
     ZmqSocket,
-    bind,
     require_private_directory,
     server_socket,
 )
@@ -174,8 +173,7 @@ class Transport:
             for front, setup in zip(_FRONTS, (omega, admin), strict=True):
                 transport._prepare_front(front, setup)
             for station in transport._fronts.values():
-                bind(station.socket, station.endpoint)
-                station.endpoint = station.socket.get_string(zmq.LAST_ENDPOINT).rstrip("\x00")
+                station.bind()
         except BaseException:
             transport.close(linger_ms=0)
             raise
@@ -285,10 +283,9 @@ class Transport:
         door = WorkerDoor(incarnation, curve_bytes(worker.public))
         station = WorkerStation(socket, endpoint, door)
         try:
-            bind(socket, endpoint)
+            station.bind()
         except TransportRefused:
-            station.monitor.close()
-            socket.close(linger=0)
+            station.close(linger_ms=0)
             raise
         self._doorkeeper.register(incarnation, door)
         self._workers[incarnation] = station
