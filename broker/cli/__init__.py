@@ -1,0 +1,3 @@
+"""The command line of operators and of OMEGA's people: `omega-gateway`."""
+
+__all__: list[str] = []

@@ -1,0 +1,224 @@
+"""`invoke`: one call of one method, its answer on stdout and its evidence beside it.
+
+Rules this file keeps:
+- stdout holds the answer's bytes and nothing else, or with `--output json` one object.
+- A plugin is hostile: on a terminal its answer is shown without control characters.
+- The commitment key is shown once and kept nowhere; without it the ledger's commitments to input
+  and output cannot be opened.
+
+It leaves what a method takes to the gateway.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from broker.cli.connect import omega_client
+from broker.cli.ends import FAILURE, USAGE, CommandError
+from broker.cli.options import read_options, session
+from broker.cli.output import Table, json_bytes, printable, show_tables
+
+if TYPE_CHECKING:
+    from broker.client import Result
+    from broker.client_session import PayloadLike
+    from schemas.payloads import MediaType, Payload, TextMediaType
+
+_FORMS = ("text", "json_text", "file", "artifact", "dataset")
+
+
+@click.command()
+@read_options
+@click.argument("plugin", metavar="ID")
+@click.argument("method")
+@click.option("--text", metavar="T", help="A text.")
+@click.option("--json", "json_text", metavar="J", help="A JSON document.")
+@click.option("--file", metavar="F", help="A file of text, or JSON if its name ends in .json; - is "
+              "stdin.")
+@click.option("--artifact", metavar="ID", help="A reference to an artifact of OMEGA's; needs "
+              "--sha256, --size and --media-type.")
+@click.option("--sha256", metavar="HEX", help="The artifact's digest.")
+@click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="The artifact's size.")
+@click.option("--dataset", metavar="ID", help="A reference to a dataset of OMEGA's; needs --keys.")
+@click.option("--keys", metavar="K,…", help="The dataset's keys, with commas between them.")
+@click.option("--media-type", help="Of --text, --file or --artifact.")
+@click.option("--timeout", type=click.IntRange(1, 3_600_000), metavar="MS",
+              help="How long the answer may take; else the profile's time.")
+@click.option("--version", metavar="V", help="An exact version or ^X.Y; else the enabled one.")
+def invoke(
+    plugin: str, method: str, timeout: int | None, version: str | None, **given: str | int | None
+) -> None:
+    """Run one method of one plugin.
+
+    The answer goes to stdout; receipt, usage and the commitment key go to stderr, or all of it into
+    one object with --output json. Keep the commitment key if you want to prove later what was asked
+    and answered.
+    """
+    payload = _payload(given)
+    with omega_client() as client:
+        result = client.invoke(
+            plugin, method, payload, version=version,
+            timeout=None if timeout is None else timeout / 1000,
+        )
+    if session().output == "table":
+        _print_answer(result.payload)
+        show_tables(sys.stderr, Table([
+            ("plugin", f"{result.plugin} {result.version}"),
+            ("request", result.request_id),
+            ("receipt", f"event {result.receipt.seq} of {result.receipt.log_id}"),
+            ("event hash", result.receipt.event_hash),
+            ("usage", _usage(result)),
+            ("output sha256", result.output_sha256),
+            ("commitment key", f"{result.commitment_key.hex()} (kept nowhere else)"),
+        ]))
+        return
+    indent = session().output == "json"
+    sys.stdout.buffer.write(json_bytes("omega.result/1", _document(result), indent=indent))
+
+
+def _usage(result: Result) -> str:
+    used = result.usage
+    return (f"{used.cpu_ms} ms of processor, {used.wall_ms} ms in all, at most "
+            f"{used.max_rss_kb_upper_bound} KiB of memory, {used.output_bytes} bytes of answer")
+
+
+def _document(result: Result) -> dict[str, object]:
+    import msgspec
+
+    return {
+        "plugin": result.plugin,
+        "version": result.version,
+        "request_id": result.request_id,
+        "payload": _payload_document(result.payload),
+        "receipt": msgspec.to_builtins(result.receipt),
+        "usage": msgspec.to_builtins(result.usage),
+        "output_sha256": result.output_sha256,
+        "commitment_key": result.commitment_key.hex(),
+    }
+
+
+def _payload_document(payload: Payload) -> Mapping[str, object]:
+    """Give a payload as JSON; a JSON document stands in it as itself."""
+    import msgspec
+
+    from schemas.payloads import JSONPayload
+
+    document: dict[str, object] = msgspec.to_builtins(payload)
+    if isinstance(payload, JSONPayload):
+        document["data"] = msgspec.Raw(payload.data)
+    return document
+
+
+def _print_answer(payload: Payload) -> None:
+    import msgspec
+
+    from schemas.payloads import JSONPayload, TextPayload
+
+    terminal = sys.stdout.isatty()
+    if isinstance(payload, TextPayload):
+        text = payload.text
+    else:
+        is_json = isinstance(payload, JSONPayload)
+        data = payload.data if isinstance(payload, JSONPayload) else msgspec.json.encode(payload)
+        text = (msgspec.json.format(data, indent=2) if terminal or not is_json else data).decode()
+        text += "\n"
+    if terminal:
+        text = printable(text)
+        text += "" if text.endswith("\n") else "\n"
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
+
+
+def _payload(given: Mapping[str, str | int | None]) -> PayloadLike:
+    """Make the input from exactly one of its forms."""
+    import msgspec
+
+    from schemas.payloads import BinaryRefPayload, DatasetSlicePayload, MediaType, TextPayload
+
+    forms = [form for form in _FORMS if given[form] is not None]
+    if len(forms) != 1:
+        raise click.UsageError(
+            "give the input as exactly one of --text, --json, --file, --artifact and --dataset"
+        )
+    form, value = forms[0], str(given[forms[0]])
+    media_type = given["media_type"]
+    if media_type is not None:
+        try:
+            msgspec.convert(media_type, MediaType)
+        except msgspec.ValidationError:
+            raise click.BadParameter(f"{media_type!r} is not one of the media types",
+                                     param_hint="--media-type") from None
+    if form == "json_text":
+        return _json(value.encode(), "--json")
+    if form == "file":
+        return _file(value, media_type)
+    if form == "text":
+        return TextPayload(value, cast("TextMediaType", media_type or "text/plain"))
+    if form == "dataset":
+        _need(given, "dataset", "keys")
+        return DatasetSlicePayload(value, tuple(str(given["keys"]).split(",")))
+    _need(given, "artifact", "sha256", "size", "media_type")
+    return BinaryRefPayload(
+        value, str(given["sha256"]), int(given["size"] or 0), cast("MediaType", media_type)
+    )
+
+
+def _need(given: Mapping[str, str | int | None], form: str, *names: str) -> None:
+    missing = [f"--{name.replace('_', '-')}" for name in names if given[name] is None]
+    if missing:
+        raise click.UsageError(f"--{form} needs {', '.join(missing)}")
+
+
+def _json(data: bytes, where: str) -> PayloadLike:
+    import msgspec
+
+    try:
+        value: PayloadLike = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CommandError(USAGE, f"{where}: is not JSON: {error}") from None
+    return value if not isinstance(value, str) else _json_string(value)
+
+
+def _json_string(value: str) -> Payload:
+    from schemas.canonical import canonical_bytes
+    from schemas.payloads import JSONPayload
+
+    return JSONPayload(canonical_bytes(value))
+
+
+def _file(path: str, media_type: str | int | None) -> PayloadLike:
+    """Read a file as text or JSON; a size that no gateway takes is said before it is sent."""
+    from schemas.names import JSON_BYTES_MAX, TEXT_BYTES_MAX
+    from schemas.payloads import TextPayload
+
+    data = _bytes(path, TEXT_BYTES_MAX)
+    is_json = media_type == "application/json" or (media_type is None and path.endswith(".json"))
+    if is_json:
+        if len(data) > JSON_BYTES_MAX:
+            raise CommandError(FAILURE, f"{path}: is longer than {JSON_BYTES_MAX} bytes of JSON")
+        return _json(data, path)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            USAGE, f"{path}: is not UTF-8 text at byte {error.start}",
+            "hand bytes over as a reference, with --artifact",
+        ) from None
+    return TextPayload(text, cast("TextMediaType", media_type or "text/plain"))
+
+
+def _bytes(path: str, bytes_max: int) -> bytes:
+    if path == "-":
+        data = sys.stdin.buffer.read(bytes_max + 1)
+    else:
+        with open(os.path.expanduser(path), "rb") as file:
+            data = file.read(bytes_max + 1)
+    if len(data) > bytes_max:
+        raise CommandError(FAILURE, f"{path}: is longer than {bytes_max} bytes",
+                           "a payload by value has at most that size")
+    return data

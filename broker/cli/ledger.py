@@ -1,0 +1,226 @@
+"""`ledger`: its head as the gateway signs it, its last lines, and whether all of it holds.
+
+Rules this file keeps: nothing is written. `head` asks the gateway and is held against what the
+profile knows; `tail` and `verify` read the files and need no gateway. It leaves verification to
+`broker.evidence.verify`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from broker.cli.ends import INVALID, LEDGER, CommandError
+from broker.cli.options import home_option, output_option, read_options, session
+from broker.cli.output import Table, show
+
+if TYPE_CHECKING:
+    from broker.evidence.verify import VerificationReport
+
+FOLLOW_S: Final = 0.2
+"""How often `tail -f` looks for new lines, in seconds."""
+_BLOCK_BYTES: Final = 65_536
+_FOLDER = click.Path(exists=True, file_okay=False)
+
+
+@click.group()
+def ledger() -> None:
+    """Read and verify the ledger."""
+
+
+@ledger.command("head")
+@read_options
+def head() -> None:
+    """Show the newest checkpoint; it must continue the one that the profile knows."""
+    from broker.cli.connect import reading_client
+    from schemas.proof import parse_checkpoint, parse_note
+
+    with reading_client() as client:
+        answer = client.ledger_head()
+    checkpoint = parse_checkpoint(parse_note(answer.checkpoint).text)
+    facts = {
+        "log_id": checkpoint.origin, "size": checkpoint.size, "root": checkpoint.root.hex(),
+        "verifier_key": answer.verifier_key,
+    }
+    document = {**facts, "checkpoint": answer.checkpoint}
+    show("omega.ledger_head/1", document, Table([*facts.items()]))
+
+
+@ledger.command("tail")
+@home_option
+@output_option
+@click.option("-n", "count", type=click.IntRange(0), default=10, show_default=True,
+              help="How many of the last events.")
+@click.option("-f", "follow", is_flag=True, help="Go on with new events until Ctrl-C.")
+def tail(count: int, *, follow: bool) -> None:
+    """Print the last events: as lines of the ledger with --output json or ndjson."""
+    folder = os.path.join(session().home_path(), "ledger", "segments")
+    try:
+        names = _segments(folder)
+    except FileNotFoundError:
+        raise CommandError(INVALID, f"{folder}: there is no ledger",
+                           "name the home with --home DIR; `omega-gateway serve` begins a ledger"
+                           ) from None
+    reader = _Tail(folder, names)
+    try:
+        for line in reader.last(count):
+            _print_line(line)
+        while follow:
+            for line in reader.new():
+                _print_line(line)
+            time.sleep(FOLLOW_S)
+    except KeyboardInterrupt:
+        # The usual way to end a follower is no failure.
+        return
+
+
+@ledger.command("verify")
+@home_option
+@output_option
+@click.argument("directory", type=_FOLDER, required=False)
+@click.option("--vkey", metavar="KEY", help="The verifier key; else that of the home.")
+@click.option("--anchor", type=_FOLDER, help="The anchor's folder; else that of the home.")
+def verify(directory: str | None, vkey: str | None, anchor: str | None) -> int:
+    """Verify every byte of a ledger; ends with 7 when something is wrong.
+
+    Without DIRECTORY it is the home's ledger, with the home's key and anchor. A copy elsewhere is
+    verified with the key you give, else only against the key that it claims itself.
+    """
+    import msgspec
+
+    from broker.evidence.verify import verify_directory
+    from schemas.proof import ProofError
+
+    if directory is None:
+        from broker.home import load_home
+
+        home = load_home(session().home_path())
+        directory, anchor = home.ledger, anchor or home.anchor
+        vkey = vkey or home.verifier_key
+    try:
+        report = verify_directory(directory, verifier_key=vkey, anchor_directory=anchor)
+    except ProofError as error:
+        raise click.BadParameter(str(error), param_hint="--vkey") from None
+    document = {"directory": directory, **msgspec.to_builtins(report)}
+    show("omega.verification/1", document, _report_table(directory, report))
+    if not report.key_given:
+        click.echo("no key was given: the ledger agrees with the key that it names itself",
+                   err=True)
+    if report.problem is not None:
+        place = "" if report.problem.offset is None else f" at byte {report.problem.offset}"
+        click.echo(f"{directory}/{report.problem.file}{place}: {report.problem.kind}: "
+                   f"{report.problem.sentence}", err=True)
+    return 0 if report.ok else LEDGER
+
+
+def _report_table(directory: str, report: VerificationReport) -> Table:
+    return Table([
+        ("ledger", directory),
+        ("holds", report.ok),
+        ("log_id", report.log_id),
+        ("events", report.events),
+        ("segments", report.segments),
+        ("checkpoints", report.checkpoints),
+        ("newest over", f"{report.head_size} events"),
+        ("root", report.root),
+        ("against", ("the given key" if report.key_given else "its own key")
+         + (" and the anchor" if report.anchored else "")),
+        *([("torn bytes", report.torn_bytes)] if report.torn_bytes else []),
+    ])
+
+
+class _Tail:
+    """Reads the last lines of a ledger's segments, then what is added to them."""
+
+    def __init__(self, folder: str, names: list[str]) -> None:
+        self._folder = folder
+        self._names = names
+        self._offset = 0
+
+    def last(self, count: int) -> list[bytes]:
+        """Give the last whole lines, oldest first."""
+        lines: list[bytes] = []
+        for place, name in enumerate(reversed(self._names)):
+            found, end = _last_lines(os.path.join(self._folder, name), count - len(lines))
+            if place == 0:
+                self._offset = end
+            lines = found + lines
+            if len(lines) >= count:
+                break
+        return lines
+
+    def new(self) -> Iterator[bytes]:
+        """Give the whole lines that were added since the last time."""
+        while True:
+            current = self._names[-1] if self._names else ""
+            if current:
+                with open(os.path.join(self._folder, current), "rb") as file:
+                    file.seek(self._offset)
+                    for line in file:
+                        if not line.endswith(b"\n"):
+                            break
+                        self._offset += len(line)
+                        yield line
+            later = [name for name in _segments(self._folder) if name > current]
+            if not later:
+                return
+            self._names, self._offset = [later[0]], 0
+
+
+def _segments(folder: str) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name.endswith(".ndjson"))
+
+
+def _last_lines(path: str, count: int) -> tuple[list[bytes], int]:
+    """Read the last whole lines of a file, and where the last of them ends."""
+    with open(path, "rb") as file:
+        start = file.seek(0, os.SEEK_END)
+        data = b""
+        while start and data.count(b"\n") <= count:
+            step = min(_BLOCK_BYTES, start)
+            start -= step
+            file.seek(start)
+            data = file.read(step) + data
+    end = start + data.rfind(b"\n") + 1
+    lines = data[: end - start].splitlines(keepends=True)
+    return (lines[-count:] if count else []), end
+
+
+def _print_line(line: bytes) -> None:
+    if session().output != "table":
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+        return
+    click.echo(_sentence(line))
+
+
+def _sentence(line: bytes) -> str:
+    """Say one event in one line: position, time, type and its fields."""
+    import datetime as dt
+
+    from schemas.events import InvalidEvent, decode_event
+
+    try:
+        event = decode_event(line)
+    except InvalidEvent as error:
+        raise CommandError(
+            LEDGER, f"a line is no event: {error}", "`omega-gateway ledger verify` says where"
+        ) from None
+    import msgspec
+
+    moment = dt.datetime.fromtimestamp(event.ts_us / 1_000_000, dt.UTC)
+    fields = msgspec.to_builtins(event.fields)
+    shown = " ".join(f"{name}={_short(value)}" for name, value in fields.items() if value != "")
+    return f"{event.seq:>8} {moment:%Y-%m-%dT%H:%M:%S.%f}Z {event.event_type:<19} {shown}"
+
+
+def _short(value: object) -> str:
+    from broker.cli.output import printable
+
+    text = printable(str(value)).replace("\n", " ")
+    return text if len(text) <= 48 else f"{text[:45]}..."
