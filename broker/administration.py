@@ -135,6 +135,7 @@ class Administration:
                 highest_version=self._highest,
                 known_bundles=inventory.bundles,
                 now_s=state.wall_us // 1_000_000,
+                revoked_keys=inventory.revoked_keys,
             ),
         )
 

@@ -118,8 +118,7 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         seal_broker(writable=home.writable, tcp_ports=home.tcp_ports)
         transport = _open_transport(home)
         stack.callback(transport.close)
-        if not home.tcp_ports:
-            refuse_connections()
+        refuse_connections()
         clock = SystemClock()
         ledger = Ledger.open(
             home.ledger, home.anchor, log_id=home.config.log_id,
