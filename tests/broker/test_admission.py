@@ -1,0 +1,76 @@
+"""Admission: a request id once within its window, and bounded words about bad frames."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.orchestrator.admission import DropBudget, RequestWindow
+
+
+def _id(number: int) -> str:
+    return str(UUID(int=number, version=4))
+
+
+def test_a_request_id_passes_once_within_the_window() -> None:
+    """A second use is refused until the window is over, then the id is free again."""
+    window = RequestWindow(entries_max=10, window_us=1_000)
+
+    assert window.admit(_id(1), 0)
+    assert not window.admit(_id(1), 0)
+    assert not window.admit(_id(1), 999)
+    assert window.admit(_id(1), 1_000)
+
+
+def test_the_window_is_bounded_in_number() -> None:
+    """Beyond its bound the window forgets the oldest id and keeps the newest."""
+    window = RequestWindow(entries_max=3, window_us=1_000)
+    for number in range(5):
+        assert window.admit(_id(number), number)
+
+    assert [_id(number) in window for number in range(5)] == [False, False, True, True, True]
+
+
+def test_the_end_of_a_request_is_remembered_with_it() -> None:
+    """A duplicate can be told which event ended the first one, as long as that one is known."""
+    window = RequestWindow(entries_max=2, window_us=1_000)
+    window.admit(_id(1), 0)
+    assert window.end_of(_id(1)) is None
+    window.ended(_id(1), 17)
+    window.ended(_id(9), 18)
+
+    assert window.end_of(_id(1)) == 17
+    assert window.end_of(_id(9)) is None
+    window.admit(_id(2), 0)
+    window.admit(_id(3), 0)
+    assert window.end_of(_id(1)) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 100)), max_size=60))
+def test_every_drop_is_told_or_counted(drops: list[tuple[str, int]]) -> None:
+    """No bad frame is lost: each is told on its own or is in the count, bytes included."""
+    budget = DropBudget(per_second_max=3)
+    told = {"a": 0, "b": 0}
+    for peer, size in drops:
+        if budget.tell("front.omega", peer, size, 5):
+            told[peer] += 1
+    counted = {peer: count for _, peer, count, _ in budget.settle(1_000_005)}
+
+    for peer in "ab":
+        mine = [size for name, size in drops if name == peer]
+        assert told[peer] == min(3, len(mine))
+        assert told[peer] + counted.get(peer, 0) == len(mine)
+    assert budget.due_us() is None
+
+
+def test_counts_come_once_a_second_and_the_budget_is_full_again() -> None:
+    """The count is due a second after the first drop; afterwards drops are told again."""
+    budget = DropBudget(per_second_max=1)
+    assert budget.tell("worker", "w", 7, 100)
+    assert not budget.tell("worker", "w", 7, 200)
+    assert budget.due_us() == 1_000_100
+    assert list(budget.settle(1_000_099)) == []
+    assert list(budget.settle(1_000_100)) == [("worker", "w", 1, 7)]
+    assert budget.tell("worker", "w", 7, 1_000_200)
