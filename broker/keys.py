@@ -244,14 +244,16 @@ def read_private(path: str) -> str:
     except OSError as error:
         # ELOOP is how the kernel says that the last part is a symbolic link.
         raise KeyFileRefused(path, f"cannot be opened ({error.strerror})") from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileRefused(path, "is not a regular file")
         if status.st_nlink != 1:
             raise KeyFileRefused(path, f"has {status.st_nlink} links, expected one")
         _check_owner(path, status, "chmod 600")
-        data = file.read(KEY_FILE_BYTES_MAX + 1)
+        data = os.read(fd, KEY_FILE_BYTES_MAX + 1)
+    finally:
+        os.close(fd)
     if len(data) > KEY_FILE_BYTES_MAX or not data.isascii():
         raise KeyFileRefused(path, f"is not ASCII text of at most {KEY_FILE_BYTES_MAX} bytes")
     return data.decode("ascii")
