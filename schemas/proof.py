@@ -240,7 +240,7 @@ def _unbase64(text: str) -> bytes:
         raise ProofError("not base64") from None
 
 
-# --- Proof bundles --------------------------------------------------------------------------------
+# --- Proof bundles ---
 
 
 class ProofItem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,

@@ -18,10 +18,10 @@ import os
 import re
 from typing import Final, NamedTuple
 
-import nacl.exceptions
 import nacl.signing
 
 from broker.ledger.errors import LedgerDamaged, LedgerTruncated
+from broker.ledger.signature import check_signature
 from broker.ledger.volume import Volume, replace_file, write_all
 from schemas.proof import (
     Checkpoint,
@@ -37,18 +37,6 @@ _ENTRY: Final = re.compile(
 _TAIL_BYTES: Final = 64 * 1024
 _ENTRY_BYTES_MAX: Final = 1024
 """Longest entry we write; what is left of a torn one is shorter."""
-
-
-def check_signature(public_key: bytes, message: bytes, signature: bytes) -> None:
-    """Check an Ed25519 signature with libsodium.
-
-    Raises:
-        ProofError: it is not this key's signature over this message.
-    """
-    try:
-        nacl.signing.VerifyKey(public_key).verify(message, signature)
-    except (nacl.exceptions.CryptoError, ValueError, TypeError):
-        raise ProofError("the signature is wrong") from None
 
 
 class Place(NamedTuple):

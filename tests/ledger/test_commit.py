@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from broker.ledger.checkpoints import check_signature
 from broker.ledger.errors import LedgerDamaged, PositionUnknown, TilesDamaged
 from broker.ledger.merkle import (
     CompactRange,
@@ -12,6 +11,7 @@ from broker.ledger.merkle import (
     verify_inclusion,
 )
 from broker.ledger.segments import SEGMENT_BYTES_MAX
+from broker.ledger.signature import check_signature
 from schemas.events import GENESIS_HASH, FrameDrop, LedgerClose, decode_event
 from schemas.proof import parse_verifier_key, verify_checkpoint
 from tests.ledger.conftest import LOG_ID, REQUEST_ID, VERIFIER_KEY, frame
