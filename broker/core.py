@@ -18,6 +18,7 @@ from collections.abc import Iterable
 
 from broker.administration import Administration
 from broker.effects import Effect, Origin
+from broker.inventory import Inventory
 from broker.invocations import Invocations
 from broker.lifecycle import GATEWAY, MAY_SEND
 from broker.orchestrator.calls import Call, commitment
@@ -48,8 +49,12 @@ from schemas.messages import (
     Pong,
     ProbeReport,
     Ready,
+    type_name,
 )
 from schemas.refusals import RefusalCode
+
+RECORDED = Inventory.CONCERNS | {InvokeEnd}
+"""The events that the core must be told of when they are in the ledger."""
 
 
 class Core:
@@ -156,7 +161,6 @@ class Core:
     def recorded(self, fields: EventFields, seq: int) -> None:
         """Take in an event that the shell has put into the ledger; the inventory is their fold."""
         state = self.state
-        state.ledger_size = seq + 1
         state.inventory.apply(fields, seq)
         if isinstance(fields, InvokeEnd):
             self._invocations.recorded(fields, seq)
@@ -184,7 +188,7 @@ class Core:
         except codec.WireError as error:
             self._refuse_frame(origin, frame, error)
             return state.take()
-        kind = str(request.__struct_config__.tag)
+        kind = type_name(request)
         state.append(
             FrameIn(plane=origin.front, peer=origin.key_id, type=kind, bytes=len(frame),
                     request_id=request.request_id)
@@ -256,7 +260,7 @@ class Core:
         number = getattr(message, "call", None)
         known = worker.calls.get(number) if number is not None else None
         state.append(
-            FrameIn(plane="worker", peer=incarnation, type=str(message.__struct_config__.tag),
+            FrameIn(plane="worker", peer=incarnation, type=type_name(message),
                     bytes=len(frame), call=number,
                     request_id=known.request_id if known else None,
                     note_commitment=_note_commitment(message, known))
@@ -264,7 +268,7 @@ class Core:
         worker.heard_us = now
         if not self._from_known_worker(worker, message, known):
             self._violation(worker, RefusalCode.WORKER_PROTOCOL_VIOLATION, len(frame),
-                            str(message.__struct_config__.tag))
+                            type_name(message))
         return state.take()
 
     def _from_known_worker(

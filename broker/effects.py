@@ -9,8 +9,9 @@ It leaves performing to `broker.gateway` and deciding to `broker.core`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from schemas.events import EventFields
 from schemas.manifest import Limits
@@ -19,8 +20,7 @@ from schemas.messages import Reply, ToWorker
 Front = Literal["front.omega", "front.admin"]
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True, gc=False):
     """Who sent a frame: the front it came through, the key that ZAP named, and the way back.
 
     `route` is the routing id of the connection: opaque, never logged, never echoed, never trusted.
@@ -31,15 +31,13 @@ class Origin:
     route: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(msgspec.Struct, frozen=True, gc=False):
     """Put one event into the ledger."""
 
     fields: EventFields
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True, gc=False):
     """Send a reply to a client once the turn is durable."""
 
     to: Origin
@@ -48,16 +46,14 @@ class Send:
     known_size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True, gc=False):
     """Send a message to one worker once the turn is durable."""
 
     incarnation: str
     message: ToWorker
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
+class Spawn(msgspec.Struct, frozen=True, gc=False):
     """Start one worker; the shell makes its socket and keys and writes the launch document."""
 
     incarnation: str
@@ -69,23 +65,20 @@ class Spawn:
     launcher: Literal["local", "external"]
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(msgspec.Struct, frozen=True, gc=False):
     """End one worker at once and close its socket."""
 
     incarnation: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoreBundle:
+class StoreBundle(msgspec.Struct, frozen=True, gc=False):
     """Keep a bundle's bytes under their digest, durable before the turn's commit."""
 
     bundle_sha256: str
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True, gc=False):
     """Answer a read of the ledger: the shell asks the ledger after the turn's commit."""
 
     to: Origin
@@ -95,8 +88,7 @@ class Evidence:
     target: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SetKeys:
+class SetKeys(msgspec.Struct, frozen=True, gc=False):
     """Admit exactly these public keys (Z85) on one front from now on."""
 
     front: Front

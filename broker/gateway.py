@@ -31,7 +31,7 @@ from broker.arrivals import (
     WorkerFrames,
     WorkerIntruder,
 )
-from broker.core import Core
+from broker.core import RECORDED, Core
 from broker.effects import (
     Append,
     Effect,
@@ -50,7 +50,7 @@ from broker.ledger import Appended, Ledger
 from broker.ledger.errors import PositionUnknown
 from broker.transport import Transport
 from schemas import codec
-from schemas.events import EventFields, FrameOut, LedgerClose, ReplyUndeliverable
+from schemas.events import Event, EventFields, FrameOut, LedgerClose, ReplyUndeliverable
 from schemas.launch import LaunchDocument
 from schemas.messages import (
     Consistency,
@@ -61,6 +61,7 @@ from schemas.messages import (
     Reply,
     RequestStory,
     Run,
+    type_name,
 )
 from schemas.refusals import REFUSALS, RefusalCode
 
@@ -92,13 +93,13 @@ class SignalSource(Protocol):
 
 
 class Clock(Protocol):
-    """The two clocks, in us."""
+    """The two clocks, in us. The ledger stamps events with what `tick` read last."""
 
-    def mono_us(self) -> int:
-        """Monotonic time."""
+    def tick(self) -> int:
+        """Read both clocks and give the monotonic time."""
 
     def wall_us(self) -> int:
-        """Time since 1970."""
+        """Give the wall time of the last tick."""
 
 
 class Gateway:
@@ -141,7 +142,7 @@ class Gateway:
         while core.state.gateway != "stopped":
             self.turn(self._transport.poll(self._timeout_ms()))
             if core.state.gateway == "draining" and core.idle:
-                self.perform(core.stop(self._clock.mono_us()))
+                self.perform(core.stop(self._clock.tick()))
                 self._conclude()
         self.append(LedgerClose(reason="drained"))
         self._ledger.commit()
@@ -154,15 +155,18 @@ class Gateway:
         if deadline is None:
             return TURN_MS_MAX
         # Rounded up, so that a turn does not come a moment before what it waits for.
-        return max(0, min(TURN_MS_MAX, (deadline - self._clock.mono_us()) // 1000 + 1))
+        return max(0, min(TURN_MS_MAX, (deadline - self._clock.tick()) // 1000 + 1))
 
     def turn(self, arrivals: list[Arrival]) -> None:
         """Take what arrived, decide all of it, commit once, then act."""
-        self._core.state.wall_us = self._clock.wall_us()
+        self._clock.tick()
+        state = self._core.state
+        state.wall_us = self._clock.wall_us()
+        state.ledger_size = self._ledger.size
         for arrival in arrivals:
-            self.perform(self._decide(arrival, self._clock.mono_us()))
+            self.perform(self._decide(arrival, self._clock.tick()))
         deadline = self._core.next_deadline()
-        now = self._clock.mono_us()
+        now = self._clock.tick()
         if deadline is not None and deadline <= now:
             self.perform(self._core.tick(now))
         self._conclude()
@@ -225,11 +229,19 @@ class Gateway:
     def append(self, fields: EventFields) -> Appended:
         """Put one event into the ledger's present batch and tell the core where it lies."""
         appended = self._ledger.append(fields)
-        self._core.recorded(fields, appended.seq)
+        if type(fields) in RECORDED:
+            self._core.recorded(fields, appended.seq)
         request_id = getattr(fields, "request_id", None)
         if request_id is not None:
             self._remember(request_id, appended.seq)
         return appended
+
+    def restore(self, event: Event) -> None:
+        """Take in one event of the ledger's past."""
+        self._core.restore(event)
+        request_id = getattr(event.fields, "request_id", None)
+        if request_id is not None:
+            self._remember(request_id, event.seq)
 
     def perform(self, effects: list[Effect]) -> None:
         """Do what the core decided, in order; what leaves the process waits for the commit."""
@@ -254,8 +266,7 @@ class Gateway:
         frame = codec.encode(message)
         event = FrameOut(
             plane=effect.to.front, peer=effect.to.key_id,
-            type=str(message.__struct_config__.tag), bytes=len(frame),
-            request_id=message.request_id,
+            type=type_name(message), bytes=len(frame), request_id=message.request_id,
             code=message.code if isinstance(message, Refusal) else None,
         )
         self.append(event)
@@ -266,7 +277,7 @@ class Gateway:
         frame = codec.encode(message)
         run = message if isinstance(message, Run) else None
         event = FrameOut(
-            plane="worker", peer=effect.incarnation, type=str(message.__struct_config__.tag),
+            plane="worker", peer=effect.incarnation, type=type_name(message),
             bytes=len(frame), request_id=run.request_id if run else None,
             call=getattr(message, "call", None), purpose=run.purpose if run else None,
         )
@@ -306,7 +317,7 @@ class Gateway:
             request_id=event.request_id, call=event.call,
         ))
         if isinstance(to, str):
-            self.perform(self._core.worker_exited(to, None, None, self._clock.mono_us()))
+            self.perform(self._core.worker_exited(to, None, None, self._clock.tick()))
 
     def _spawn(self, effect: Spawn) -> None:
         endpoint = self._transport.open_worker(effect.incarnation)

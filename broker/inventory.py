@@ -68,7 +68,12 @@ class PluginRecord:
 
 
 class Inventory:
-    """The fold. `apply` is its only way to change."""
+    """The fold. `apply` is its only way to change; `CONCERNS` are the events that change it."""
+
+    CONCERNS: Final[frozenset[type[EventFields]]] = frozenset({
+        PluginRegister, PluginEnable, PluginDisable, PluginQuarantine, GrantChange, Revoke,
+        KeyChange, TrustChange, PolicyChange, InvokeAccept, InvokeEnd,
+    })
 
     def __init__(self) -> None:
         """Begin with nothing: the state before the first event."""
@@ -93,6 +98,7 @@ class Inventory:
             InvokeAccept: self._accept,
             InvokeEnd: self._end,
         }
+        assert self._handlers.keys() == self.CONCERNS
 
     def apply(self, fields: EventFields, seq: int) -> None:
         """Take one event in.

@@ -301,6 +301,7 @@ class Invocations:
             state.send(
                 origin,
                 Cancelled(request_id=request.request_id, outcome="too_late", reached="answered"),
+                receipt=True, known_size=request.known_size,
             )
         else:
             state.refuse(origin, request.request_id, RefusalCode.REQUEST_UNKNOWN, where="$.target")
@@ -358,6 +359,7 @@ class Invocations:
         self._state.send(
             call.origin,
             Progress(request_id=call.request_id, permille=message.permille, note=message.note),
+            receipt=True,
         )
 
 

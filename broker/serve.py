@@ -51,19 +51,26 @@ from schemas.names import API_VERSION, FRAME_BYTES_MAX_ADMIN, FRAME_BYTES_MAX_OM
 
 
 class SystemClock:
-    """The machine's two clocks, in us."""
+    """The machine's two clocks, in us, read once for each decision of the loop."""
 
-    def mono_us(self) -> int:
-        """Monotonic time."""
-        return time.monotonic_ns() // 1000
+    def __init__(self) -> None:
+        """Read both clocks a first time."""
+        self._both = (0, 0)
+        self.tick()
+
+    def tick(self) -> int:
+        """Read both clocks and give the monotonic time."""
+        mono_us = time.monotonic_ns() // 1000
+        self._both = (time.time_ns() // 1000, mono_us)
+        return mono_us
 
     def wall_us(self) -> int:
-        """Time since 1970."""
-        return time.time_ns() // 1000
+        """Give the wall time of the last tick."""
+        return self._both[0]
 
     def both(self) -> tuple[int, int]:
-        """Wall time and monotonic time, as the ledger stamps events."""
-        return time.time_ns() // 1000, time.monotonic_ns() // 1000
+        """Give wall time and monotonic time of the last tick, as the ledger stamps events."""
+        return self._both
 
 
 class StopSignals:
@@ -184,7 +191,7 @@ def _state(home: Home, clock: SystemClock) -> State:
         ),
     )
     state.wall_us = clock.wall_us()
-    state.now = clock.mono_us()
+    state.now = clock.tick()
     return state
 
 
@@ -194,8 +201,7 @@ def _begin(
     """Fold the past, say under what this process runs, end what was open; then it is durable."""
     state = core.state
     for event in ledger.events():
-        core.restore(event)
-    state.ledger_size = ledger.size
+        gateway.restore(event)
     bundles = BundleFolder(home.bundles)
     damaged = list(_load_plugins(home, state, bundles))
     if ledger.recovered is not None:
@@ -221,7 +227,7 @@ def _begin(
         policy_sha256=state.policy_sha256,
         open_invocations=tuple(sorted(state.inventory.open_invocations)[:1024]),
     ))
-    gateway.perform(core.begin(damaged, clock.mono_us()))
+    gateway.perform(core.begin(damaged, clock.tick()))
     gateway.turn([])
     ledger.checkpoint()
 

@@ -15,7 +15,7 @@ Source: specification sections 4, 7 and 9; docs/WIRE.md.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -673,3 +673,14 @@ class Bye(_Report, tag="bye", frozen=True, kw_only=True):
 
 
 FromWorker = Ready | CallProgress | CallResult | CallFailure | ProbeReport | Pong | Bye
+
+_NAMES: Final[dict[type, str]] = {
+    kind: str(kind.__struct_config__.tag)
+    for union in (FromOmega, FromAdmin, Reply, ToWorker, FromWorker)
+    for kind in get_args(union)
+}
+
+
+def type_name(message: msgspec.Struct) -> str:
+    """Give a message's `type`, as the wire and the ledger name it."""
+    return _NAMES[type(message)]

@@ -92,7 +92,10 @@ PAYLOAD_KINDS: Final[dict[type[Payload], PayloadKind]] = {
 
 def _prefixed(*fields: bytes) -> bytes:
     """Join byte fields, each behind its length as eight big-endian bytes."""
-    return b"".join(len(field).to_bytes(8, "big") + field for field in fields)
+    parts: list[bytes] = []
+    for field in fields:
+        parts += (len(field).to_bytes(8, "big"), field)
+    return b"".join(parts)
 
 
 def preimage(payload: Payload) -> bytes:

@@ -9,9 +9,9 @@ It leaves the refusal's form to `broker.core`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from uuid import UUID
 
 from schemas.events import Plane
 
@@ -23,40 +23,41 @@ class RequestWindow:
         """Begin empty, with a bound in entries and one in us."""
         self._entries_max = entries_max
         self._window_us = window_us
-        self._seen: dict[bytes, int] = {}
-        self._ends: dict[bytes, int] = {}
+        self._order: deque[tuple[int, bytes]] = deque()
+        self._ends: dict[bytes, int | None] = {}
 
     def admit(self, request_id: str, now_us: int) -> bool:
         """Remember a request id; False when it was used within the window."""
-        self._forget(now_us)
-        key = UUID(request_id).bytes
-        if key in self._seen:
+        horizon = now_us - self._window_us
+        while self._order and (
+            self._order[0][0] <= horizon or len(self._order) >= self._entries_max
+        ):
+            del self._ends[self._order.popleft()[1]]
+        key = _key(request_id)
+        if key in self._ends:
             return False
-        self._seen[key] = now_us
+        self._ends[key] = None
+        self._order.append((now_us, key))
         return True
 
     def ended(self, request_id: str, seq: int) -> None:
         """Remember where the end of a request lies in the ledger."""
-        key = UUID(request_id).bytes
-        if key in self._seen:
+        key = _key(request_id)
+        if key in self._ends:
             self._ends[key] = seq
 
     def end_of(self, request_id: str) -> int | None:
         """Give the position of a request's end, or None while it is open or was no invocation."""
-        return self._ends.get(UUID(request_id).bytes)
+        return self._ends.get(_key(request_id))
 
     def __contains__(self, request_id: str) -> bool:
         """Say whether this id was used within the window."""
-        return UUID(request_id).bytes in self._seen
+        return _key(request_id) in self._ends
 
-    def _forget(self, now_us: int) -> None:
-        horizon = now_us - self._window_us
-        while self._seen:
-            oldest = next(iter(self._seen))
-            if self._seen[oldest] > horizon and len(self._seen) < self._entries_max:
-                return
-            del self._seen[oldest]
-            self._ends.pop(oldest, None)
+
+def _key(request_id: str) -> bytes:
+    """Give the 16 bytes of a UUID, a third of its text's memory."""
+    return bytes.fromhex(request_id.replace("-", ""))
 
 
 @dataclass(slots=True)

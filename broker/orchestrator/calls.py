@@ -10,6 +10,7 @@ Source: specification INV-PNP-03, INV-PNP-04; docs/WIRE.md, section "Commitments
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 from collections.abc import Mapping
@@ -114,8 +115,12 @@ def fingerprint(key: bytes, plugin: str, version: str, method: str, preimage: by
         plugin, version, method: whose surface it is.
         preimage: `schemas.payloads.preimage` of the payload.
     """
-    surface = b"\x00".join(part.encode() for part in (plugin, version, method))
-    return hmac.digest(key, surface + b"\x00" + preimage, "sha256").hex()
+    return hmac.digest(key, _surface(plugin, version, method) + preimage, "sha256").hex()
+
+
+@functools.lru_cache(maxsize=4096)
+def _surface(plugin: str, version: str, method: str) -> bytes:
+    return b"%b\x00%b\x00%b\x00" % (plugin.encode(), version.encode(), method.encode())
 
 
 def payload_bytes(payload: Payload) -> int:

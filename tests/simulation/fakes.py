@@ -40,7 +40,7 @@ class FakeClock:
     mono: int = 1_000_000
     wall: int = 1_790_000_000_000_000
 
-    def mono_us(self) -> int:
+    def tick(self) -> int:
         """Give the monotonic time."""
         return self.mono
 
@@ -81,6 +81,11 @@ class FakeLedger:
     def pending(self) -> bool:
         """Whether there is something to commit."""
         return self.durable < len(self.events)
+
+    @property
+    def size(self) -> int:
+        """How many events there are."""
+        return len(self.events)
 
     @property
     def head_size(self) -> int:
