@@ -70,6 +70,7 @@ CALLS: dict[str, tuple[str, Payload, object]] = {
         JSONPayload(canonical_bytes({"after": {"a": [1, 2]}, "before": {"a": [1], "b": True}})),
         [{"op": "add", "path": "/a/1", "value": 2}, {"op": "remove", "path": "/b"}],
     ),
+    "forbidden-attempts": ("try_everything", TextPayload("/etc/passwd"), True),
 }
 
 
