@@ -46,7 +46,7 @@ from broker.effects import (
 )
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import Exited, LocalLauncher, Started
-from broker.ledger import Appended, Ledger
+from broker.ledger.commit import Appended, Ledger
 from broker.ledger.errors import PositionUnknown
 from broker.transport import Transport
 from schemas import codec

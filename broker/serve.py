@@ -30,7 +30,8 @@ from broker.home import Home, find_home, load_home, prepare_run_directory
 from broker.inventory import Inventory
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import LocalLauncher
-from broker.ledger import FlushWatchdog, Ledger
+from broker.ledger.commit import Ledger
+from broker.ledger.watchdog import FlushWatchdog
 from broker.log import Log, open_log
 from broker.policy import policy_digest
 from broker.seal import refuse_connections, seal_broker

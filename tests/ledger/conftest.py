@@ -9,7 +9,7 @@ from pathlib import Path
 import nacl.signing
 import pytest
 
-from broker.ledger import Ledger
+from broker.ledger.commit import Ledger
 from broker.ledger.volume import Volume
 from schemas.events import EventFields, FrameIn, LedgerOpen
 from schemas.proof import VerifierKey

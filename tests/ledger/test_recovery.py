@@ -14,7 +14,7 @@ from pathlib import Path
 import nacl.signing
 import pytest
 
-from broker.ledger import Ledger
+from broker.ledger.commit import Ledger
 from broker.ledger.errors import (
     LedgerDamaged,
     LedgerLocked,

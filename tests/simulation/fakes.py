@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from broker.effects import Origin
 from broker.launchers.orders import Exited, Report, Started, StartFailed
-from broker.ledger import Appended
+from broker.ledger.commit import Appended
 from broker.ledger.errors import LedgerFailure, PositionUnknown
 from broker.transport import SendOutcome, WorkerEndpoint
 from schemas import codec
