@@ -174,8 +174,10 @@ def warm_up() -> None:
     What is left undone here is done again, page by copied page, in every call process.
     """
     own = Plugin(compile(_WARM_SOURCE, "warm", "exec", dont_inherit=True), {}, None)
-    order = ("run", "", "warm", "text", ("", "text/plain"), "json", {})
-    job = marshal.dumps(order, MARSHAL_VERSION)
+    environment: dict[str, str] = {}
+    job = marshal.dumps(
+        ("run", "", "warm", "text", ("", "text/plain"), "json", environment), MARSHAL_VERSION
+    )
     for _ in range(_WARM_ROUNDS):
         linux.succeeds(_SIGNAL_PARENT)
         _frame(job, own)

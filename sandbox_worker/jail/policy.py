@@ -85,7 +85,7 @@ CLOCK: dict[str, Rule] = {
 }
 """Allowed with `clock.read`, else refused softly."""
 
-RANDOM: dict[str, Rule] = {"getrandom": Rule(ALLOW, (Check(1, 32, subset=1),), _EPERM)}
+RANDOM: dict[str, Rule] = {"getrandom": Rule(ALLOW, (Check(2, 32, subset=1),), _EPERM)}
 """Allowed with `random.read`, else refused softly."""
 
 ZYGOTE: dict[str, Rule] = {

@@ -1,0 +1,161 @@
+"""State written in one call must be gone in the next: pairs of write and read.
+
+The worker keeps one warm call process, forked while the writing call runs, so anything that
+outlives a process, or reaches the zygote, would show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from schemas.manifest import Method, PayloadSpec
+from schemas.messages import CallFailure, CallResult
+from tests.sandbox_worker.harness import Worker, worker
+
+pytestmark = [pytest.mark.jail, pytest.mark.system]
+
+PLUGIN = '''
+import builtins
+import random
+import sys
+
+from sandbox_worker.sdk import method
+
+STATE = []
+
+@method()
+def main(ctx, text):
+    frame = sys._getframe()
+    while "linux" not in frame.f_globals:
+        frame = frame.f_back
+    linux = frame.f_globals["linux"]
+    scope = {"linux": linux, "Memory": linux.Memory, "STATE": STATE, "builtins": builtins,
+             "random": random, "sys": sys, "frame": frame, "ctx": ctx, "result": None}
+    exec(text.text, scope)
+    return scope["result"]
+'''
+
+HARMLESS = [
+    ("globals", "STATE.append(1)", "result = len(STATE)", 0),
+    ("builtins", "builtins.omega = 1", "result = hasattr(builtins, 'omega')", False),
+    ("replaced builtin", "builtins.sum = lambda _: 99", "result = sum([])", 0),
+    ("modules", "sys.modules['omega'] = 1", "result = 'omega' in sys.modules", False),
+    ("module attribute", "sys.omega = 1", "result = hasattr(sys, 'omega')", False),
+    ("environment", "import os; os.environ['OMEGA'] = '1'",
+     "import os; result = dict(os.environ)", {}),
+    ("context environment", "ctx.env['OMEGA'] = '1'", "result = ctx.env", {}),
+    ("process id", "result = linux.call(39)", "result = linux.call(39)", 0),
+    ("parent id", "", "result = linux.call(110)", 0),
+    ("user id", "", "result = linux.call(102)", 0),
+    ("recursion limit", "sys.setrecursionlimit(77)", "result = sys.getrecursionlimit()", 1000),
+    ("random state", "random.seed(5); random.random()",
+     "result = random.random() == (random.seed(0), random.random())[1]", True),
+    ("heap bytes", "kept = [bytearray(b'OMEGA' * 1000) for _ in range(50)]; del kept",
+     "import gc; result = any(b'OMEGA' * 9 in bytes(x) for x in gc.get_objects() "
+     "if isinstance(x, bytearray))", False),
+]  # fmt: skip
+REFUSED = [
+    ("shared segment", "linux.call(29, 77, 4096, 0o1600)", "system_call_forbidden"),
+    ("keyring", "linux.call(248, Memory(b'user\\0'), Memory(b'x\\0'), Memory(b'1'), 1, -4)",
+     "system_call_forbidden"),
+    ("affinity of the zygote", "linux.call(203, 1, 8, Memory(b'\\1' + bytes(7)))", "plugin_error"),
+    ("affinity", "linux.call(203, 0, 8, Memory(b'\\1' + bytes(7)))", "plugin_error"),
+    ("priority of the zygote", "linux.call(141, 0, 1, 5)", "plugin_error"),
+    ("resource limit of the zygote", "linux.call(302, 1, 7, Memory(16), 0)", "plugin_error"),
+    ("working directory", "import os; os.chdir('/')", "plugin_error"),
+    ("file mode mask", "import os; os.umask(0o77)", "plugin_error"),
+    ("thread", "import _thread; _thread.start_new_thread(int, ())", "plugin_error"),
+    ("signal handler", "import _signal; _signal.signal(10, _signal.SIG_IGN)", "plugin_error"),
+    ("descriptor", "import os; os.dup2(3, 9)", "plugin_error"),
+    ("shared page", "linux.call(9, 0, 4096, 3, 0x21, -1, 0)", "plugin_error"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A worker with one warm call process."""
+    folder = tmp_path_factory.mktemp("leaks")
+    with worker(folder, PLUGIN, modules=("random",), pool_size=1) as running:
+        yield running
+
+
+@pytest.mark.parametrize(("name", "write", "read", "initial"), HARMLESS)
+def test_what_one_call_wrote_the_next_does_not_see(
+    one: Worker, name: str, write: str, read: str, initial: object
+) -> None:
+    """Three calls that write, each followed by one that finds the initial state."""
+    for _ in range(3):
+        one.value(write)
+        assert one.value(read) == initial, name
+
+
+@pytest.mark.parametrize(("name", "write", "code"), REFUSED)
+def test_state_outside_the_process_cannot_be_written(
+    one: Worker, name: str, write: str, code: str
+) -> None:
+    """What would outlive the call is refused softly or kills it."""
+    end = one.call(write)
+
+    assert isinstance(end, CallFailure), name
+    assert end.code == code
+
+
+def test_random_starts_at_the_same_place_in_every_call(one: Worker) -> None:
+    """Without `random.read` no entropy reaches a call: equal draws, call after call."""
+    draws = {str(one.value("result = [random.random(), random.random()]")) for _ in range(3)}
+
+    assert len(draws) == 1
+
+
+def test_a_deterministic_plugin_has_a_fixed_hash_seed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Two workers of a plugin with a deterministic method hash a string alike."""
+    methods = {"main": Method(PayloadSpec("text"), PayloadSpec("json"), deterministic=True)}
+    hashes = set()
+    for _ in range(2):
+        folder = tmp_path_factory.mktemp("seed")
+        with worker(folder, PLUGIN, modules=("random",), methods=methods) as running:
+            hashes.add(running.value("result = hash('omega') % 2**50"))
+
+    assert len(hashes) == 1
+
+
+def test_granted_clock_and_entropy_work(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """With both capabilities time moves and draws differ; this is the control of their denial."""
+    folder = tmp_path_factory.mktemp("granted")
+    grants = ("clock.read", "random.read")
+    code = (
+        "import time, os; recent = time.localtime().tm_year > 2000;"
+        "result = [time.time() > 1e9, recent, os.urandom(8).hex(), random.random()]"
+    )
+    with worker(folder, PLUGIN, modules=("random",), grants=grants) as running:
+        answers = [running.value(code) for _ in range(2)]
+
+    assert all(isinstance(answer, list) and answer[:2] == [True, True] for answer in answers)
+    assert answers[0][2:] != answers[1][2:]  # type: ignore[index]  # Lists, see above.
+
+
+def test_without_the_clock_nothing_gives_1970(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`datetime.now()` and its kin raise instead of giving the epoch; given times still work."""
+    folder = tmp_path_factory.mktemp("clock")
+    code = '''
+import datetime, time
+result = []
+for read in (datetime.datetime.now, datetime.datetime.utcnow, datetime.date.today, time.localtime,
+             time.gmtime, time.ctime, time.time, time.monotonic, lambda: time.strftime("%Y"),
+             lambda: datetime.datetime.now(datetime.timezone.utc)):
+    try:
+        read()
+    except PermissionError:
+        result.append("refused")
+result.append(datetime.datetime(2020, 1, 2, 3, 4).isoformat())
+result.append(datetime.datetime.strptime("2020-01-02", "%Y-%m-%d").year)
+result.append(time.gmtime(0).tm_year)
+'''
+    with worker(folder, PLUGIN, modules=("random", "datetime")) as running:
+        end = running.call(code)
+        assert isinstance(end, CallResult), end
+        assert running.value(code) == ["refused"] * 10 + ["2020-01-02T03:04:00", 2020, 1970]
