@@ -128,8 +128,9 @@ class _Client:
         Raises:
             LedgerForked: it does not.
         """
+        base = self._session.keeper.head
         head = self._ask(messages.LedgerHead(**self._session.common()), messages.Head)
-        follow_up = self._session.follow_up(head)
+        follow_up = self._session.follow_up(head, base)
         if follow_up is not None:
             base = self._session.keeper.head
             proof = self._ask(follow_up, messages.Consistency)
@@ -142,8 +143,9 @@ class _Client:
         Raises:
             LedgerForked: the proof does not hold.
         """
+        base = self._session.keeper.head
         proof = self._ask(messages.Prove(**self._session.common(), seq=seq), messages.Proof)
-        self._session.keeper.verify_proof(proof)
+        self._session.keeper.verify_proof(proof, base)
         return proof
 
     def prove_consistency(self, old_size: int) -> messages.Consistency:

@@ -140,8 +140,9 @@ class AsyncOmegaClient:
 
     async def ledger_head(self) -> messages.Head:
         """Ask for the newest checkpoint, and accept it if it continues the last one."""
+        base = self._session.keeper.head
         head = await self._ask(messages.LedgerHead(**self._session.common()), messages.Head)
-        follow_up = self._session.follow_up(head)
+        follow_up = self._session.follow_up(head, base)
         if follow_up is not None:
             base = self._session.keeper.head
             proof = await self._ask(follow_up, messages.Consistency)
@@ -150,9 +151,10 @@ class AsyncOmegaClient:
 
     async def prove(self, seq: int) -> messages.Proof:
         """Ask for one event with its inclusion proof, which is checked."""
+        base = self._session.keeper.head
         request = messages.Prove(**self._session.common(), seq=seq)
         proof = await self._ask(request, messages.Proof)
-        self._session.keeper.verify_proof(proof)
+        self._session.keeper.verify_proof(proof, base)
         return proof
 
     async def show_request(self, target: str) -> messages.RequestStory:

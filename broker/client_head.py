@@ -101,40 +101,40 @@ class HeadKeeper:
                 )
         except ProofError as error:
             raise LedgerForked(f"a checkpoint was refused: {error}") from None
-        head = self.head
-        if head is not None and checkpoint.size == head.size and checkpoint.root != head.root:
-            raise LedgerForked(f"two checkpoints of size {head.size} have different roots")
-        if head is None or checkpoint.size > head.size:
+        self._compare(checkpoint)
+        if checkpoint.size > self.known_size or self.head is None:
             self.head = checkpoint
             self._keep(note)
         return checkpoint
 
-    def verify(self, note: str) -> Checkpoint:
-        """Read a checkpoint without accepting it; its signature and its place must hold.
+    def verify(self, note: str, base: Checkpoint | None) -> Checkpoint:
+        """Read the newest checkpoint without accepting it; its signature must hold.
+
+        Args:
+            note: the checkpoint.
+            base: the checkpoint held when the gateway was asked; the newest cannot be older.
 
         Raises:
-            LedgerForked: they do not, or it contradicts the accepted one.
+            LedgerForked: the signature does not hold, or it contradicts what was accepted.
         """
         try:
             checkpoint = self._read(note)
         except ProofError as error:
             raise LedgerForked(f"a checkpoint was refused: {error}") from None
-        head = self.head
-        if head is not None and checkpoint.size == head.size and checkpoint.root != head.root:
-            raise LedgerForked(f"two checkpoints of size {head.size} have different roots")
-        if head is not None and checkpoint.size < head.size:
+        self._compare(checkpoint)
+        if base is not None and checkpoint.size < base.size:
             raise LedgerForked(
-                f"the newest checkpoint has size {checkpoint.size}, but {head.size} was seen before"
+                f"the newest checkpoint has size {checkpoint.size}, but {base.size} was seen before"
             )
         return checkpoint
 
-    def verify_proof(self, proof: Proof) -> None:
-        """Check that a proof's line is in the ledger at its place.
+    def verify_proof(self, proof: Proof, base: Checkpoint | None) -> None:
+        """Check that a proof's line is in the ledger at its place; `base` as for `verify`.
 
         Raises:
             LedgerForked: it is not.
         """
-        checkpoint = self.verify(proof.checkpoint)
+        checkpoint = self.verify(proof.checkpoint, base)
         try:
             verify_inclusion(
                 bytes.fromhex(line_hash(proof.line.encode())),
@@ -142,6 +142,11 @@ class HeadKeeper:
             )
         except ProofError as error:
             raise LedgerForked(f"event {proof.seq} is not proven: {error}") from None
+
+    def _compare(self, checkpoint: Checkpoint) -> None:
+        head = self.head
+        if head is not None and checkpoint.size == head.size and checkpoint.root != head.root:
+            raise LedgerForked(f"two checkpoints of size {head.size} have different roots")
 
     def _read(self, note: str) -> Checkpoint:
         if self._key is not None:

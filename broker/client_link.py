@@ -23,7 +23,7 @@ from broker.client_profile import Profile
 from schemas.names import FRAME_BYTES_MAX_ADMIN
 
 SLICE_MS: Final = 100
-"""How long one receive waits before the connection is looked at, in ms."""
+"""How long one send or receive waits before the connection is looked at, in ms."""
 
 _CURVE_OVERHEAD_BYTES: Final = 33
 _EVENTS: Final = (
@@ -44,6 +44,7 @@ class Link:
         self._connect_s = connect_s
         self._failures = 0
         self._connected = False
+        self._refused = False
         self.lost = False
         """Whether the connection went away while requests were in flight."""
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -84,7 +85,7 @@ class Link:
         socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX_ADMIN + _CURVE_OVERHEAD_BYTES)
         # Nothing is queued for a gateway that is not there: it would be sent to its successor.
         socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.setsockopt(zmq.SNDTIMEO, int(self._connect_s * 1000))
+        socket.setsockopt(zmq.SNDTIMEO, SLICE_MS)
         socket.setsockopt(zmq.RCVTIMEO, SLICE_MS)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
@@ -104,11 +105,17 @@ class Link:
         if not in_flight:
             # A connection that was lost while nothing waited has cost nothing.
             self.lost = False
-        try:
-            self.socket.send(frame)
-        except zmq.Again:
-            self.look()
-            raise Unreachable(self._nobody()) from None
+        deadline = 0.0
+        while True:
+            try:
+                self.socket.send(frame)
+            except zmq.Again:
+                self.look()
+                deadline = deadline or time.monotonic() + self._connect_s
+                if time.monotonic() > deadline:
+                    raise Unreachable(self._nobody()) from None
+            else:
+                return
 
     def send_now(self, frame: bytes) -> bool:
         """Send one frame without waiting; False when the queue is full or nobody is there."""
@@ -148,7 +155,7 @@ class Link:
         Raises:
             NotAuthorised: the gateway does not admit the key.
         """
-        while True:
+        while not self._refused:
             try:
                 frames = self.monitor.recv_multipart(_NOBLOCK)
             except zmq.Again:
@@ -157,15 +164,17 @@ class Link:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = True
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                raise NotAuthorised(
-                    f"the gateway at {self._endpoint} does not admit this key; an operator can "
-                    "admit it with `omega-gateway keys new`"
-                )
+                self._refused = True
             elif event == zmq.EVENT_DISCONNECTED:
                 self.lost = self.lost or self._connected
                 self._connected = False
             else:
                 self._failures += 1
+        # libzmq does not try again after such a refusal, so this stays true until the close.
+        raise NotAuthorised(
+            f"the gateway at {self._endpoint} does not admit this key; an operator can admit it "
+            "with `omega-gateway keys new`"
+        )
 
     def lost_sentence(self) -> str:
         """Say what became of requests in flight on a lost connection."""
@@ -181,7 +190,7 @@ class Link:
             self.monitor.close()
             self._context.destroy(linger=0)
             self._context = None
-            self._connected = False
+            self._connected = self._refused = self.lost = False
 
     @property
     def _endpoint(self) -> str:

@@ -22,7 +22,7 @@ from broker.client_errors import GatewayError, LedgerForked, Refused
 from broker.client_head import HeadKeeper
 from broker.client_profile import PathText, Profile, read_profile
 from schemas import messages
-from schemas.canonical import InvalidJson, JsonValue, canonical_bytes, check_canonical
+from schemas.canonical import JsonValue, canonical_bytes, check_canonical
 from schemas.codec import WireError, decode_reply, encode
 from schemas.messages import Progress, Receipt, Refusal, Reply, Usage
 from schemas.names import Role
@@ -208,8 +208,14 @@ class Session:
             version=reply.version, output_sha256=reply.output_sha256,
         )
 
-    def follow_up(self, head: messages.Head) -> messages.ProveConsistency | None:
+    def follow_up(
+        self, head: messages.Head, base: Checkpoint | None
+    ) -> messages.ProveConsistency | None:
         """Check a head, and ask for the proof that it continues the accepted one if it is newer.
+
+        Args:
+            head: the gateway's answer.
+            base: the checkpoint held when the question was asked.
 
         Raises:
             LedgerForked: the head belongs to another history.
@@ -217,9 +223,9 @@ class Session:
         pinned = self.profile.settings.verifier_key
         if pinned is not None and head.verifier_key != pinned:
             raise LedgerForked("the ledger is signed by another key than the profile names")
-        checkpoint = self.keeper.verify(head.checkpoint)
+        checkpoint = self.keeper.verify(head.checkpoint, base)
         known = self.keeper.known_size
-        if checkpoint.size == known:
+        if checkpoint.size <= known:
             return None
         if known == 0:
             self.keeper.accept(head.checkpoint, None, ())
@@ -281,7 +287,8 @@ def _json_bytes(value: JsonValue) -> bytes:
         # NaN becomes null and a tuple a list; only a document that reads back equal is ours.
         if check_canonical(data) == value:
             return data
-    except (InvalidJson, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        # The slow encoder accepts the value or says what is wrong with it.
         pass
     return canonical_bytes(value)
 
