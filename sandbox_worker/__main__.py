@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         launch = _read_launch(options.launch_fd)
     except (OSError, ValueError) as error:
-        print(f"sandbox_worker: launch document: {error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"sandbox_worker: launch document: {error}\n")
         return EXIT_MACHINE
     started: Forker | None = None
     try:
@@ -92,7 +92,7 @@ def _read_launch(descriptor: int) -> LaunchDocument:
 
 def _refuse(launch: LaunchDocument, error: SandboxUnavailable | LaunchRefusedError) -> int:
     """Tell the broker why there will be no worker."""
-    print(f"sandbox_worker: {error}", file=sys.stderr)  # noqa: T201
+    sys.stderr.write(f"sandbox_worker: {error}\n")
     link = Link(launch)
     detail = "".join(letter if " " <= letter <= "~" else "?" for letter in str(error))[:1024]
     if isinstance(error, SandboxUnavailable):

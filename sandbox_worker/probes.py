@@ -31,12 +31,12 @@ def _raw(number: int, *arguments: int | Memory) -> Callable[[], object]:
 
 PROBES: dict[str, Callable[[], object]] = {
     "file_open": lambda: os.open("/etc/passwd", os.O_RDONLY),
-    "file_write": lambda: os.open("/tmp/omega", os.O_WRONLY | os.O_CREAT),  # noqa: S108
+    "file_write": lambda: os.open("/tmp/omega", os.O_WRONLY | os.O_CREAT),  # noqa: S108  It must fail.
     "directory_list": lambda: os.listdir("/"),
     "connect": _raw(linux.SOCKET, _AF_INET, _STREAM, 0),
     "abstract_socket": _raw(linux.SOCKET, _AF_UNIX, _STREAM, 0),
     "fork": os.fork,
-    "exec": lambda: os.execv("/bin/true", ["true"]),  # noqa: S606
+    "exec": lambda: os.execv("/bin/true", ["true"]),  # noqa: S606  It must fail.
     "signal": lambda: os.kill(1, 0),
     "shared_memory": _raw(linux.MMAP, *_SHARED),
     "executable_memory": _raw(linux.MMAP, *_EXECUTABLE),

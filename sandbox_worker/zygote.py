@@ -18,6 +18,7 @@ import array
 import gc
 import marshal
 import os
+import posix
 import resource
 import select
 import struct
@@ -115,8 +116,12 @@ def _preload(setup: Setup) -> None:
         __import__(name)
     if not setup["clock"]:
         clock.refuse_wall_clock()
-    # The program that started this process needed its environment; a plugin's is empty.
+    # The program that started this process needed its environment; a plugin's is empty. The
+    # second is the interpreter's own copy, and the paths would lead nowhere and name the machine.
     os.environ.clear()
+    posix.environ.clear()
+    sys.path.clear()
+    sys.path_importer_cache.clear()
 
 
 def _silence() -> None:

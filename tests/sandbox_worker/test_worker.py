@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -16,11 +12,9 @@ import pytest
 from schemas.manifest import Limits, Method, PayloadSpec
 from schemas.messages import (
     Abort,
-    Bye,
     CallFailure,
     CallProgress,
     CallResult,
-    Drain,
     Ping,
     Pong,
     Probe,
@@ -29,11 +23,7 @@ from schemas.messages import (
 from schemas.payloads import BinaryRefPayload, DatasetSlicePayload, JSONPayload, TextPayload
 from schemas.witness import failed_probes
 from tests.sandbox_worker.harness import (
-    LIMITS,
-    PATIENCE_S,
     Worker,
-    make_bundle,
-    text_to_json,
     worker,
 )
 
@@ -443,148 +433,3 @@ def test_a_large_input_arrives_whole(one: Worker) -> None:
     end = one.call("word " * 200_000, "words")
 
     assert isinstance(end, CallResult)
-
-
-def test_drain_finishes_what_runs_and_says_bye(tmp_path: Path) -> None:
-    """A draining worker answers its open call, says bye and ends with code 0."""
-    source = SOURCE.replace("int(text.text)", "0")
-    with worker(tmp_path, source, methods=METHODS, limits=QUICK, modules=("msgspec",),
-                resources={"words.txt": b""}) as one:  # fmt: skip
-        call = one.start("", "spin")
-        one.send(Drain())
-        end = one.end_of(call)
-
-        assert isinstance(end, CallFailure)
-        assert one.receive() == Bye(reason="drained")
-        assert one.process.wait(PATIENCE_S) == 0
-
-
-def _children(pid: int) -> set[int]:
-    """Every process below one, by walking /proc."""
-    found: set[int] = set()
-    edges: dict[int, list[int]] = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
-            parent = int(file.read().rpartition(")")[2].split()[1])
-            edges.setdefault(parent, []).append(int(name))
-    queue = [pid]
-    while queue:
-        for child in edges.get(queue.pop(), []):
-            found.add(child)
-            queue.append(child)
-    return found
-
-
-def _gone_within(pids: set[int], seconds: float) -> float:
-    """How long it took until none of these processes was left."""
-    began = time.monotonic()
-    while any(os.path.exists(f"/proc/{pid}") and not _zombie(pid) for pid in pids):
-        assert time.monotonic() - began < seconds, "processes are left"
-        os.sched_yield()
-    return time.monotonic() - began
-
-
-def _zombie(pid: int) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "Z"
-    return True
-
-
-SPINNER = '''
-from sandbox_worker.sdk import method
-
-@method()
-def main(ctx, text):
-    while True:
-        pass
-'''
-
-
-@pytest.mark.parametrize("ending", ["broker pipe", "supervisor killed", "zygote killed"])
-def test_nothing_outlives_the_broker_the_supervisor_or_the_zygote(
-    tmp_path: Path, ending: str
-) -> None:
-    """With a call running, half a second after either is gone no process is left."""
-    limits = msgspec.structs.replace(LIMITS, cpu_ms=60_000, wall_ms=60_000)
-    bundle = make_bundle(tmp_path, SPINNER, methods=text_to_json(), limits=limits)
-    one = Worker(tmp_path, bundle, limits=limits)
-    try:
-        zygote = one.ready().attestation.zygote_pid
-        one.start("", timeout_ms=60_000)
-        below = _children(one.process.pid)
-        assert zygote in below
-        assert len(below) >= 4, "stub, zygote, a busy and an idle call process"
-        match ending:
-            case "broker pipe":
-                os.close(one.life)
-                one.life = os.open("/dev/null", os.O_RDONLY)
-            case "supervisor killed":
-                one.process.kill()
-            case "zygote killed":
-                os.kill(zygote, signal.SIGKILL)
-        assert _gone_within(below | {one.process.pid}, 0.5) < 0.5
-    finally:
-        one.close()
-
-
-@pytest.mark.parametrize(
-    ("source", "modules", "words"),
-    [
-        ("def broken(:\n", (), "does not compile: SyntaxError"),
-        ("x = " + "(" * 5000 + ")" * 5000, (), "compile"),
-        ("x = " + "-" * 200_000 + "1", (), "compile"),
-        ("# coding: rot13\nfrom fnaqobk_jbexre.fqx vzcbeg zrgubq\nkkk kkk", (), "compile"),
-        (SPINNER, ("socket",), "module socket is not one a plugin may load"),
-        (SPINNER + "#" * 300_000, (), "longer than the compiler is given"),
-    ],
-    ids=["syntax", "nesting", "unary", "coding cookie", "module", "length"],
-)
-def test_a_plugin_that_cannot_be_loaded_is_refused_with_a_reason(
-    tmp_path: Path, source: str, modules: tuple[str, ...], words: str
-) -> None:
-    """The worker says why and ends with code 5; the compiler's worst inputs are no crash."""
-    bundle = make_bundle(tmp_path, source, methods=text_to_json(), modules=modules)
-    one = Worker(tmp_path, bundle)
-    try:
-        report = one.receive()
-        assert isinstance(report, Bye)
-        assert report.reason == "plugin_load_failed"
-        assert words in report.detail
-        assert one.process.wait(PATIENCE_S) == 5
-    finally:
-        one.close()
-
-
-def test_the_sealed_supervisor_has_lost_what_it_does_not_need(one: Worker) -> None:
-    """From outside: a filter on every thread, no new privileges, no capability but kill."""
-    capability = f"{1 << 5:016x}" if os.getuid() == 0 else "0" * 16
-    tasks = os.listdir(f"/proc/{one.process.pid}/task")
-    assert len(tasks) > 1
-    for task in tasks:
-        with open(f"/proc/{one.process.pid}/task/{task}/status") as file:
-            fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-        assert fields["Seccomp"] == "2"
-        assert fields["NoNewPrivs"] == "1"
-        assert fields["CapEff"] == capability
-
-
-def test_a_bundle_other_than_the_one_promised_is_not_opened(tmp_path: Path) -> None:
-    """The digest is compared first: a changed bundle ends the worker with that sentence."""
-    bundle = make_bundle(tmp_path, SPINNER, methods=text_to_json())
-    one = Worker(tmp_path, bundle, changes={"plugin_digest": "0" * 64})
-    try:
-        report = one.receive()
-        assert isinstance(report, Bye)
-        assert "digest" in report.detail
-    finally:
-        one.close()
-
-
-def test_an_expired_launch_document_is_not_used(tmp_path: Path) -> None:
-    """A document that lay around too long starts nothing."""
-    bundle = make_bundle(tmp_path, SPINNER, methods=text_to_json())
-    one = Worker(tmp_path, bundle, changes={"expires_at_us": 1})
-    try:
-        assert one.process.wait(PATIENCE_S) == 5
-    finally:
-        one.close()
