@@ -61,9 +61,13 @@ class Link:
         if self._context is not None:
             return
         self._context = zmq.Context()
-        self._connect(self._context)
+        self._prepare(self._context)
         try:
+            self.socket.connect(self._endpoint)
             self._finish_handshake(time.monotonic() + self._connect_s)
+        except zmq.ZMQError as error:
+            self.close()
+            raise Unreachable(f"{self._endpoint}: {error.strerror}") from None
         except BaseException:
             self.close()
             raise
@@ -75,7 +79,7 @@ class Link:
                 raise Unreachable(self._nobody())
             self.look()
 
-    def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def _prepare(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         settings, pair = self._profile.settings, self._profile.pair
         self.socket = socket = context.socket(zmq.DEALER)
         socket.linger = 0
@@ -91,7 +95,6 @@ class Link:
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
         self.monitor = socket.get_monitor_socket(_EVENTS)
         self.monitor.linger = 0
-        socket.connect(settings.endpoint)
 
     def send(self, frame: bytes, *, in_flight: bool) -> None:
         """Send one frame; `in_flight` says whether earlier requests still wait for replies.

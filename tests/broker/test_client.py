@@ -272,6 +272,16 @@ def test_no_gateway_is_unreachable():
         client(gateway, connect_timeout=0.2).status()
 
 
+def test_an_endpoint_that_cannot_be_is_unreachable():
+    """What libzmq refuses to connect to is one sentence with the endpoint."""
+    with scripted_gateway(start=False) as gateway:
+        path = f"{gateway.directory}/long"
+        gateway.profile("omega", path, endpoint="ipc:///" + "x" * 150)
+
+        with pytest.raises(Unreachable, match=r"ipc:///xxx.*: File name too long"):
+            OmegaClient(path).status()
+
+
 def test_a_wrong_server_key_is_unreachable_with_a_hint():
     """The sentence says what to compare."""
     with scripted_gateway() as gateway:
