@@ -78,6 +78,7 @@ EXIT_RECORD = struct.Struct("=QiQQ")
 """Call number, wait status, processor time in us, largest resident size in kB."""
 
 _HIDDEN = ("ctypes", "_ctypes", "ctypes._endian", "sandbox_worker.jail.linux", "_socket", "array")
+_HINT = "An outer sandbox forbids this call; start the gateway outside it."
 _SCHED_BATCH = 3
 _SIGCHLD, _SIG_BLOCK = 17, 0
 
@@ -151,7 +152,7 @@ def _wait_outside(child: int, base_filter: bytes) -> NoReturn:
     landlock.restrict(landlock.ruleset(files=True))
     seccomp.install(base_filter)
     # The control socket above all: its end of file tells the zygote that the supervisor is gone.
-    linux.call(linux.CLOSE_RANGE, 0, 0xFFFFFFFF, 0)
+    linux.require("close_range", _HINT, linux.CLOSE_RANGE, 0, 0xFFFFFFFF, 0)
     _, status = os.waitpid(child, 0)
     os._exit(os.waitstatus_to_exitcode(status) & 0x7F)
 
@@ -201,7 +202,7 @@ def _settle_descriptors(control: _socket.socket, domain: int) -> _socket.socket:
     os.dup2(0, 2)
     for number, source in zip((CONTROL, DOMAIN, CHILDREN), high, strict=True):
         os.dup2(source, number, inheritable=False)
-    os.closerange(CHILDREN + 1, 1 << 16)
+    linux.require("close_range", _HINT, linux.CLOSE_RANGE, CHILDREN + 1, 0xFFFFFFFF, 0)
     return _socket.socket(fileno=CONTROL)
 
 

@@ -68,7 +68,7 @@ FAULTS = [
     Fault("seccomp", FAKE, "seccomp"),
     Fault("timer_create", errno.ENOSYS, "call process"),
     Fault("timer_settime", FAKE, "call process"),
-    Fault("close_range", errno.ENOSYS, "call process"),
+    Fault("close_range", errno.ENOSYS, "close_range"),
     Fault("close_range", FAKE, "call process"),
 ]
 AS_ROOT = [
