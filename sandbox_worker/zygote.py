@@ -107,8 +107,11 @@ def main() -> NoReturn:
 
 def _refuse(control: _socket.socket, error: SandboxUnavailable) -> NoReturn:
     text = f"{error.feature}\0{error.hint}".encode()
-    os.write(control.fileno(), UNAVAILABLE + error.errno.to_bytes(4, "big") + text)
-    os._exit(1)
+    try:
+        os.write(control.fileno(), UNAVAILABLE + error.errno.to_bytes(4, "big") + text)
+    finally:
+        # The other of the two processes may have said so first, and the supervisor be gone.
+        os._exit(1)
 
 
 def _preload(setup: Setup) -> None:
