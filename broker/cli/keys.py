@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.cli.connect import admin_client
+from broker.cli.ends import FAILURE, CommandError
 from broker.cli.options import home_option, output_option, read_options, session
 from broker.cli.output import Table, show
 
@@ -83,7 +84,7 @@ def revoke(key_id: str, reason: str) -> None:
     home, and a gateway learns of that at its next start.
     """
     from broker.client_errors import Unreachable
-    from broker.keys import remove_client_key
+    from broker.keys import list_client_keys, remove_client_key
 
     facts: dict[str, object] = {"key_id": key_id}
     try:
@@ -91,7 +92,11 @@ def revoke(key_id: str, reason: str) -> None:
             answer = client.revoke("client_key", key_id, reason)
         facts |= {"revoked": True, "ended_calls": answer.ended}
     except Unreachable as unreachable:
-        remove_client_key(session().home_path(), key_id)
+        home = session().home_path()
+        if key_id not in list_client_keys(home):
+            raise CommandError(FAILURE, f"{home}/keys/clients: holds no key {key_id}",
+                               "`omega-gateway keys list` lists them") from None
+        remove_client_key(home, key_id)
         facts |= {"revoked": False, "removed_from_home": True}
         click.echo(f"{unreachable}: the key was taken out of the home; {_LATER}", err=True)
     show("omega.key_revocation/1", facts, Table([*facts.items()]))

@@ -58,7 +58,9 @@ def head() -> None:
               help="How many of the last events.")
 @click.option("-f", "follow", is_flag=True, help="Go on with new events until Ctrl-C.")
 def tail(count: int, *, follow: bool) -> None:
-    """Print the last events: as lines of the ledger with --output json or ndjson."""
+    """Print the last events; with --output ndjson as the very lines of the ledger."""
+    if follow and session().output == "json":
+        raise click.UsageError("-f has no end, so it cannot be one JSON object; use ndjson")
     folder = os.path.join(session().home_path(), "ledger", "segments")
     try:
         names = _segments(folder)
@@ -67,8 +69,15 @@ def tail(count: int, *, follow: bool) -> None:
                            "name the home with --home DIR; `omega-gateway serve` begins a ledger"
                            ) from None
     reader = _Tail(folder, names)
+    lines = reader.last(count)
+    if session().output == "json":
+        import msgspec
+
+        document = {"events": [msgspec.Raw(line.removesuffix(b"\n")) for line in lines]}
+        show("omega.ledger_tail/1", document)
+        return
     try:
-        for line in reader.last(count):
+        for line in lines:
             _print_line(line)
         while follow:
             for line in reader.new():

@@ -104,7 +104,7 @@ def _console(stream: object) -> Console:
     return Console(
         file=stream,  # type: ignore[arg-type]  # Any stream with `write` is one to rich.
         force_terminal=is_terminal, width=None if is_terminal else WIDE,
-        no_color="NO_COLOR" in os.environ or not is_terminal,
+        color_system="auto" if is_terminal and "NO_COLOR" not in os.environ else None,
         highlight=False, markup=False, emoji=False,
     )
 

@@ -117,7 +117,7 @@ def tell(ending: Ending, output: str) -> None:
 def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     helped = f"; see `{context.command_path} --help`" if context is not None else ""
-    return error.format_message().rstrip(".") + helped
+    return " ".join(error.format_message().split()).rstrip(".") + helped
 
 
 def _of_client(error: Exception) -> Ending | None:
