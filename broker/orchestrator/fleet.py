@@ -74,8 +74,12 @@ class Pool:
 
     def best(self) -> Worker | None:
         """Give the ready worker with the most room, or None."""
-        best = max(self.workers.values(), key=lambda worker: worker.room, default=None)
-        return best if best is not None and best.room > 0 else None
+        best, most = None, 0
+        for worker in self.workers.values():
+            room = worker.room
+            if room > most:
+                best, most = worker, room
+        return best
 
     @property
     def expecting(self) -> bool:
