@@ -36,6 +36,7 @@ from schemas.events import (
     InvokeRefuse,
     Plane,
     PluginQuarantine,
+    StateSnapshot,
 )
 from schemas.messages import (
     CallFailure,
@@ -108,6 +109,16 @@ class Core:
                 )
         self._invocations.abandon_all()
         return state.take()
+
+    def snapshot(self) -> StateSnapshot:
+        """Give the digests of what is remembered now, for the begin of a segment."""
+        state = self.state
+        return StateSnapshot(
+            inventory_sha256=state.inventory.digest(),
+            trust_sha256=state.trust_sha256,
+            policy_sha256=state.policy_sha256,
+            open_invocations=tuple(sorted(state.inventory.open_invocations)[:1024]),
+        )
 
     # --- time ---
 

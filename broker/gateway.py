@@ -306,6 +306,9 @@ class Gateway:
                 self._launcher.kill(effect.incarnation)
             else:
                 self._transport.set_keys(effect.front, effect.keys)
+        if ledger.roll_due:
+            ledger.roll()
+            self.append(self._core.snapshot())
         if ledger.checkpoint_due():
             ledger.checkpoint()
 

@@ -44,7 +44,6 @@ from schemas.events import (
     KeyChange,
     LedgerOpen,
     PolicyChange,
-    StateSnapshot,
     TrustChange,
 )
 from schemas.manifest import BUNDLE_BYTES_MAX
@@ -222,12 +221,7 @@ def _begin(
     ))
     for change in _changes(home, state):
         gateway.append(change)
-    gateway.append(StateSnapshot(
-        inventory_sha256=state.inventory.digest(),
-        trust_sha256=home.trust.sha256,
-        policy_sha256=state.policy_sha256,
-        open_invocations=tuple(sorted(state.inventory.open_invocations)[:1024]),
-    ))
+    gateway.append(core.snapshot())
     gateway.perform(core.begin(damaged, clock.tick()))
     gateway.turn([])
     ledger.checkpoint()

@@ -556,6 +556,13 @@ _fields_decoders: Final = {
 }
 
 
+_HEADS: Final = {
+    kind: b'"event_type":"%b","f":' % name.encode() for name, kind in EVENT_TYPES.items()
+}
+_LEAF: Final = hashlib.sha256(b"\x00{")
+"""The hash state after the leaf prefix and the brace that every body begins with."""
+
+
 def encode_event(
     fields: EventFields, *, log_id: str, seq: int, ts_us: int, mono_us: int, prev_hash: str
 ) -> tuple[bytes, str]:
@@ -572,15 +579,13 @@ def encode_event(
     Returns:
         The line with its newline, and its event_hash in hex.
     """
-    body = (
-        b'"event_type":"%b","f":%b,"log_id":"%b","mono_us":%d,"prev_hash":"%b",'
-        b'"seq":%d,"ts_us":%d,"v":1}'
-        % (
-            fields.EVENT_TYPE.encode(), _encoder.encode(fields), log_id.encode(), mono_us,
-            prev_hash.encode(), seq, ts_us,
-        )
+    body = b'%b%b,"log_id":"%b","mono_us":%d,"prev_hash":"%b","seq":%d,"ts_us":%d,"v":1}' % (
+        _HEADS[type(fields)], _encoder.encode(fields), log_id.encode(), mono_us,
+        prev_hash.encode(), seq, ts_us,
     )
-    event_hash = hashlib.sha256(b"\x00{" + body).hexdigest()
+    chain = _LEAF.copy()
+    chain.update(body)
+    event_hash = chain.hexdigest()
     return b'{"event_hash":"%b",%b\n' % (event_hash.encode(), body), event_hash
 
 

@@ -111,6 +111,11 @@ class FakeLedger:
             raise LedgerFailure("fdatasync", "the volume failed")
         self.durable = len(self.events)
 
+    @property
+    def roll_due(self) -> bool:
+        """Segments are the ledger's own matter, but rolling appends an event."""
+        return False
+
     def checkpoint_due(self) -> bool:
         """Checkpoints are the ledger's own matter and not simulated."""
         return False
