@@ -1,0 +1,90 @@
+"""The floors of isolation: how often this machine can fork, let exit and reap.
+
+`fork_zygote` are as many processes as there are cores, each with what a worker's zygote has loaded
+for the bench's plugin and the zygote's environment and scheduling; `fork_bare` the same with an
+interpreter that has loaded nothing. No jail: a call process must do this and more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import msgspec
+
+import sandbox_worker
+from benchmarks.measure import BenchFailed, Sample
+from benchmarks.processes import environment
+
+_COMMAND = "from benchmarks.fork_loop import main; main({!r})"
+
+
+class Forks:
+    """Running forking processes, idle until they are asked."""
+
+    def __init__(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        """Take them over."""
+        self._processes = processes
+
+    def measure(self, in_flight: int, seconds: float) -> Sample:
+        """Fork for a while.
+
+        Args:
+            in_flight: 1 is one process with one child at a time; more is all processes, which
+                share this many children between them.
+            seconds: how long.
+        """
+        busy = self._processes if in_flight > 1 else self._processes[:1]
+        window = max(1, in_flight // len(busy))
+        for process in busy:
+            assert process.stdin is not None
+            process.stdin.write(f"{window} {seconds}\n".encode())
+            process.stdin.flush()
+        answers = [[float(word) for word in _line(process).split()] for process in busy]
+        per_s, p50, p99, cpu_us = (list(column) for column in zip(*answers, strict=True))
+        count = len(busy)
+        return Sample(sum(p50) / count, max(p99), sum(per_s), sum(cpu_us) / count)
+
+
+@contextlib.contextmanager
+def forks(root: str, preload: str) -> Iterator[Forks]:
+    """Start as many forking processes as there are cores.
+
+    Args:
+        root: the project's folder.
+        preload: `bare`, or `zygote` and module names after commas.
+    """
+    homes = [os.path.dirname(os.path.dirname(os.path.abspath(found)))
+             for found in (sandbox_worker.__file__, msgspec.__file__)]  # fmt: skip
+    # Like the environment that the worker writes for its zygote.
+    variables = {
+        "LC_ALL": "C.UTF-8", "LD_BIND_NOW": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0", "TZ": "UTC",
+        "PYTHONPATH": os.pathsep.join([environment(root)["PYTHONPATH"], *homes]),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-s", "-S", "-P", "-c", _COMMAND.format(preload)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables, cwd="/",
+        )
+        for _ in range(os.cpu_count() or 1)
+    ]
+    try:
+        for process in processes:
+            _line(process)
+        yield Forks(processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def _line(process: subprocess.Popen[bytes]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise BenchFailed("a forking process ended before its time")
+    return line.decode()

@@ -1,0 +1,98 @@
+"""`scripts/bench` runs on the real thing, says what it measured in its documented shape, and leaves
+nothing behind. No figure is judged here: that is for a quiet machine and a reader."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROW = {"name", "in_flight", "p50_us", "p99_us", "per_s", "cpu_us", "ratio"}
+MACHINE = {
+    "cpu_model", "cores", "kernel", "python", "libzmq", "filesystem", "flush_p50_us", "fork_p50_us",
+    "load_generator_cpu_us",
+}
+SHORT = ("--rounds", "1", "--seconds", "0.1")
+
+
+class _Ended(NamedTuple):
+    """How a bench ended; `left` are processes and files that it left behind."""
+
+    status: int
+    output: str
+    errors: str
+    left: list[str]
+
+
+def _bench(tmp_path: Path, *arguments: str) -> _Ended:
+    folder, errors = tmp_path / "homes", tmp_path / "errors"
+    folder.mkdir()
+    command = [sys.executable, str(ROOT / "scripts" / "bench"), *arguments, "--folder", str(folder)]
+    # A file, because whatever a process left behind would hold a pipe open.
+    with errors.open("w") as stderr, subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd="/", start_new_session=True
+    ) as bench:
+        output, _ = bench.communicate(timeout=120)
+        left = [*_of_session(bench.pid), *map(str, folder.iterdir())]
+        return _Ended(bench.returncode, output, errors.read_text(), left)
+
+
+def _of_session(session: int) -> list[str]:
+    """Command lines of the processes of one session, see proc_pid_stat(5)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if int(fields[3]) == session:
+            found.append(command)
+    return found
+
+
+@pytest.mark.system
+@pytest.mark.jail
+def test_bus_prints_every_row_and_leaves_nothing(tmp_path: Path) -> None:
+    """All nine contestants run at their depths, and no process or folder of theirs is left."""
+    ended = _bench(tmp_path, "bus", *SHORT, "--output", "json")
+
+    assert ended.status == 0, ended.errors
+    document = json.loads(ended.output)
+    assert set(document) == {"rows", "machine"}
+    assert document["machine"].keys() >= MACHINE
+    assert all(set(row) == ROW for row in document["rows"])
+    assert {(row["name"], row["in_flight"]) for row in document["rows"]} == {
+        *((name, depth) for depth in (1, 32) for name in (
+            "c_proxy", "relay", "broker_power", "broker_process", "whole_path", "fork_zygote",
+            "fork_bare",
+        )),
+        ("relay_paced", 1), ("whole_path_paced", 1),
+    }
+    assert all(row["per_s"] > 0 and row["ratio"] > 0 for row in document["rows"])
+    assert ended.left == []
+
+
+@pytest.mark.system
+def test_a_table_holds_only_the_rows_asked_for(tmp_path: Path) -> None:
+    """`--only` measures what it names, and a row whose floor was not measured has no ratio."""
+    ended = _bench(tmp_path, "bus", *SHORT, "--only", "c_proxy")
+
+    assert ended.status == 0, ended.errors
+    lines = ended.output.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["name", "c_proxy", "c_proxy"]
+    assert lines[1].split()[-1] == "-"
+
+
+@pytest.mark.system
+def test_an_unknown_row_is_a_usage_error(tmp_path: Path) -> None:
+    """A mistyped name ends before anything is started, with one sentence and status 2."""
+    ended = _bench(tmp_path, "bus", "--only", "realy")
+
+    assert ended.status == 2
+    assert ended.errors == "bench: no row named realy\n"
