@@ -90,10 +90,19 @@ is_prepared() {
     return 1
 }
 
-# Whether this user may make or change an environment at $1, and nobody else owns it.
+# Whether nobody else could have put something at $1: it lies in the project, whose scripts run
+# anyway, or it and the folder around it are this user's.
+is_trusted() {
+    local around
+    around=$(dirname "$1")
+    [[ $1 = "$root"/* ]] ||
+        { [ -O "$1" ] && [ ! -L "$1" ] && [ -O "$around" ] && [ ! -L "$around" ]; }
+}
+
+# Whether this user may make or change an environment at $1.
 is_ours() {
-    mkdir -p "$1" 2>/dev/null || return 1
-    [ -w "$1" ] && [ ! -L "$1" ] && { [ -O "$1" ] || [[ $1 = "$root"/* ]]; }
+    (umask 077 && mkdir -p "$(dirname "$1")") 2>/dev/null && mkdir -p "$1" 2>/dev/null || return 1
+    [ -w "$1" ] && is_trusted "$1"
 }
 
 # Make the environment at $1 with the Python $2 for $3, one process at a time.
@@ -116,7 +125,7 @@ make_environment() {
 prepare_environment() {
     local place python
     while read -r place; do
-        if is_prepared "$place" "$1"; then
+        if is_trusted "$place" && is_prepared "$place" "$1"; then
             venv=$place
             look_at_machine "$venv/bin/python"
             PATH=$venv/bin:$PATH

@@ -228,6 +228,20 @@ def test_the_two_processes_start_in_the_foreground(prepared: Copy) -> None:
         process.wait()
 
 
+def test_an_environment_that_others_could_have_made_is_not_run(copy: Copy) -> None:
+    """Outside of the project only folders of this user count, and no link does."""
+    own, link, foreign = copy.folder / "a" / "own", copy.folder / "a" / "link", Path("/usr/lib")
+    own.mkdir(parents=True)
+    link.symlink_to(own)
+    source = f"source {copy.command('environment.bash')}; is_trusted"
+    for place, trusted in (
+        (own, True), (link, False), (copy.project / ".venv", True),
+        (foreign, os.geteuid() == 0),
+    ):
+        done = copy.run("bash", "-c", f'{source} "{place}"')
+        assert (done.returncode == 0) is trusted, place
+
+
 def test_integration_runs_the_readmes_command() -> None:
     """`.ci/run` calls `scripts/test`, which the README names, and nothing else."""
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
