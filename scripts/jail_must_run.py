@@ -10,6 +10,7 @@ that $OMEGA_JAIL_COUNT names, so that `scripts/test` can see that any ran at all
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _ran.add(report.nodeid)
 
 
-def pytest_collectreport(report: pytest.CollectReport) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Note every module with jail tests that was skipped as a whole."""
-    path = Path(report.nodeid.partition("::")[0])
-    if report.skipped and path.is_file() and "mark.jail" in path.read_text("utf-8"):
+    report = yield
+    if (
+        report.skipped
+        and isinstance(collector, pytest.Module)
+        and "mark.jail" in collector.path.read_text("utf-8")
+    ):
         _skipped[report.nodeid] = str(report.longrepr)
+    return report
 
 
 @pytest.hookimpl(trylast=True)
