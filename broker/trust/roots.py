@@ -14,7 +14,7 @@ Source: specification section 2; DSSE 1.0.2; TUF 1.0, section 5.3 (root rotation
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -41,11 +41,12 @@ _decoder: Final = msgspec.json.Decoder(TrustRoot)
 
 
 class Root(NamedTuple):
-    """A verified trust root, the SHA-256 of its signed bytes, and the root keys that signed."""
+    """A verified trust root, the SHA-256 of its signed bytes, who signed, and its envelope."""
 
     trust: TrustRoot
     sha256: str
     key_ids: tuple[str, ...]
+    envelope: bytes
 
 
 def sign_root(trust: TrustRoot, signing_keys: Sequence[bytes]) -> bytes:
@@ -96,6 +97,40 @@ def load_next_root(envelope: bytes, current: TrustRoot) -> Root:
             where="$.version",
         )
     return root
+
+
+def check_succession(
+    pinned_version: int, pinned_sha256: str, root: Root, previous_envelope: bytes | None
+) -> None:
+    """Check that a root read at start is the one the ledger pins, or its rightful successor.
+
+    Args:
+        pinned_version: version of the root the ledger saw last; 0 when it saw none.
+        pinned_sha256: SHA-256 of that root's signed bytes; empty when there was none.
+        root: the root that is to be in force.
+        previous_envelope: the envelope of the pinned root, None when the home has lost it.
+
+    Raises:
+        TrustRefused: `trust_version_not_raised`, it is older or another one of the same version;
+            `trust_invalid`, the pinned root is not at hand or its keys did not sign; and
+            `domain_mismatch`.
+    """
+    if not pinned_sha256 or (root.trust.version, root.sha256) == (pinned_version, pinned_sha256):
+        return
+    if root.trust.version <= pinned_version:
+        raise TrustRefused(
+            RefusalCode.TRUST_VERSION_NOT_RAISED,
+            f"the document has version {root.trust.version}, the ledger has seen "
+            + ("another one of it" if root.trust.version == pinned_version
+               else f"version {pinned_version}"),
+            where="$.version",
+        )
+    if previous_envelope is None:
+        raise _invalid(f"version {pinned_version}, whose keys must have signed, is not kept here")
+    previous = load_first_root(previous_envelope, root.trust.domain)
+    if (previous.trust.version, previous.sha256) != (pinned_version, pinned_sha256):
+        raise _invalid(f"what is kept as version {pinned_version} is not what the ledger has seen")
+    load_next_root(root.envelope, previous.trust)
 
 
 def root_keys(trust: TrustRoot) -> tuple[bytes, ...]:
@@ -150,6 +185,40 @@ def check_publisher(trust: TrustRoot, name: str, plugin: str, now_s: int) -> Non
         )
 
 
+def still_trusted(
+    record_publisher: str,
+    signing_keys: tuple[str, ...],
+    trust: TrustRoot,
+    revoked_keys: Collection[str],
+    plugin: str,
+    now_s: int,
+) -> bool:
+    """Say whether what was registered could still be registered, as far as its signers go.
+
+    Args:
+        record_publisher: the publisher it was registered for.
+        signing_keys: ids of the keys that signed it.
+        trust: the root in force.
+        revoked_keys: ids of keys taken back by request, beyond those that the root revokes.
+        plugin: its id.
+        now_s: seconds since 1970.
+    """
+    try:
+        check_publisher(trust, record_publisher, plugin, now_s)
+    except TrustRefused:
+        return False
+    left = {key_id(key) for key in publisher_keys(trust, record_publisher)}.difference(revoked_keys)
+    return len(left.intersection(signing_keys)) >= trust.publishers[record_publisher].threshold
+
+
+def publisher_key_known(named: str, trust: TrustRoot) -> bool:
+    """Say whether a key id is that of a publisher's key, revoked by the root or not."""
+    return any(
+        key_id(bytes.fromhex(key)) == named
+        for entry in trust.publishers.values() for key in entry.keys
+    )
+
+
 class _Claimed(NamedTuple):
     """What an unverified root says about its own keys."""
 
@@ -193,7 +262,7 @@ def _verified(
             f"the document is of the {trust.domain} domain, this home of {domain}",
             where="$.domain",
         )
-    return Root(trust, hashlib.sha256(payload).hexdigest(), key_ids)
+    return Root(trust, hashlib.sha256(payload).hexdigest(), key_ids, envelope)
 
 
 def _parse(payload: bytes) -> TrustRoot:

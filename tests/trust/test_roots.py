@@ -7,12 +7,16 @@ import pytest
 
 from broker.trust.errors import TrustRefused
 from broker.trust.roots import (
+    Root,
     check_publisher,
+    check_succession,
     load_first_root,
     load_next_root,
+    publisher_key_known,
     publisher_keys,
     root_keys,
     sign_root,
+    still_trusted,
 )
 from broker.trust.signatures import sign_envelope
 from schemas.refusals import RefusalCode
@@ -172,3 +176,122 @@ def test_a_publisher_is_held_to_its_ids_and_its_time(name: str):
     else:
         refused = refusal(lambda: check_publisher(trust, publisher, plugin, now_s))
         assert refused.code is code
+
+
+FIRST = sign_root(trust_root(), [SEED_C])
+PINNED = load_first_root(FIRST, "development")
+
+
+def first(seeds: list[bytes], **changes: object) -> Root:
+    """A root as a home reads it at start: whole and signed by its own keys, no more."""
+    return load_first_root(sign_root(trust_root(**changes), seeds), "development")
+
+
+SUCCESSORS: dict[str, tuple[Root, bytes | None, RefusalCode | None]] = {
+    "the pinned one": (PINNED, None, None),
+    "the pinned one, kept": (PINNED, FIRST, None),
+    "an older one": (
+        first([SEED_C], version=2), FIRST, RefusalCode.TRUST_VERSION_NOT_RAISED
+    ),
+    "another one of the same version": (
+        first([SEED_C], publishers={}), FIRST, RefusalCode.TRUST_VERSION_NOT_RAISED
+    ),
+    "a newer one, signed by the pinned keys": (
+        first([SEED_C, SEED_A], version=4, roots=(A,)), FIRST, None
+    ),
+    "a newer one of quite other keys": (
+        first([SEED_A], version=4, roots=(A,)), FIRST, RefusalCode.TRUST_INVALID
+    ),
+    "a newer one without the pinned one": (
+        first([SEED_C], version=4), None, RefusalCode.TRUST_INVALID
+    ),
+    "a newer one after another one than is pinned": (
+        first([SEED_A], version=4, roots=(A,)), sign_root(trust_root(roots=(A,)), [SEED_A]),
+        RefusalCode.TRUST_INVALID,
+    ),
+    "a newer one after one of a version that is not pinned": (
+        first([SEED_C], version=9), sign_root(trust_root(version=4), [SEED_C]),
+        RefusalCode.TRUST_INVALID,
+    ),
+    "a newer one after something else": (
+        first([SEED_C], version=4), b"{}", RefusalCode.TRUST_INVALID
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUCCESSORS)
+def test_a_start_goes_on_with_the_pinned_root_or_its_rightful_successor(name: str):
+    """What the ledger has seen once is neither rolled back nor swapped, whatever the files say."""
+    root, previous, code = SUCCESSORS[name]
+
+    def check() -> None:
+        check_succession(PINNED.trust.version, PINNED.sha256, root, previous)
+
+    if code is None:
+        check()
+    else:
+        assert refusal(check).code is code
+
+
+def test_a_first_start_pins_any_root():
+    """Where the ledger has seen no root, the operator's word is all there is."""
+    check_succession(0, "", PINNED, None)
+
+
+TWO = {"acme": Publisher(keys=(A, B), threshold=2, plugins=("word-*",))}
+LATER = {
+    "acme": Publisher(keys=(A,), threshold=1, plugins=("word-*",), valid_until_s=NOW_S)
+}
+STANDING: dict[str, tuple[TrustRoot, list[bytes], set[str], str, bool]] = {
+    "as it was": (trust_root(), [SEED_A], set(), "word-count", True),
+    "a second signer does no harm": (trust_root(), [SEED_A, SEED_B], set(), "word-count", True),
+    "the publisher is gone": (trust_root(publishers={}), [SEED_A], set(), "word-count", False),
+    "its time is over": (trust_root(publishers=LATER), [SEED_A], set(), "word-count", False),
+    "it may not have this id": (trust_root(), [SEED_A], set(), "image-size", False),
+    "the root revokes the key": (
+        trust_root(revoked_keys=(identifier(SEED_A),)), [SEED_A], set(), "word-count", False
+    ),
+    "the key was taken back": (
+        trust_root(), [SEED_A], {identifier(SEED_A)}, "word-count", False
+    ),
+    "another key was taken back": (
+        trust_root(), [SEED_A], {identifier(SEED_B)}, "word-count", True
+    ),
+    "the key is another publisher's now": (
+        trust_root(publishers={
+            "acme": Publisher(keys=(B,), threshold=1, plugins=("*",)),
+            "other": Publisher(keys=(A,), threshold=1, plugins=("*",)),
+        }), [SEED_A], set(), "word-count", False,
+    ),
+    "two must have signed now": (
+        trust_root(publishers=TWO), [SEED_A], set(), "word-count", False
+    ),
+    "two must have signed and did": (
+        trust_root(publishers=TWO), [SEED_A, SEED_B], set(), "word-count", True
+    ),
+    "two did, one was taken back": (
+        trust_root(publishers=TWO), [SEED_A, SEED_B], {identifier(SEED_B)}, "word-count", False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STANDING)
+def test_what_is_registered_stands_on_the_root_in_force(name: str):
+    """A signature counts as long as key, publisher and id still belong together, and no longer."""
+    trust, seeds, revoked, plugin, stands = STANDING[name]
+    keys = tuple(map(identifier, seeds))
+    assert still_trusted("acme", keys, trust, revoked, plugin, NOW_S) is stands
+
+
+def test_no_signature_stands_on_nothing():
+    """A record without signing keys is never trusted."""
+    assert not still_trusted("acme", (), trust_root(), set(), "word-count", NOW_S)
+
+
+def test_a_publishers_key_is_known_by_its_id_alone():
+    """A key id of the document is known, revoked or not; a root key's, a key or a typo is not."""
+    revoked = trust_root(revoked_keys=(identifier(SEED_A),))
+    assert publisher_key_known(identifier(SEED_A), trust_root())
+    assert publisher_key_known(identifier(SEED_A), revoked)
+    for other in (identifier(SEED_B), identifier(SEED_C), A, "", "no such key"):
+        assert not publisher_key_known(other, trust_root())
