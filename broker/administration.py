@@ -21,6 +21,7 @@ from broker.state import State
 from broker.supervision import Supervision
 from broker.trust.bundles import Bundle
 from broker.trust.json_schemas import compile_schema
+from broker.trust.roots import publisher_key_known
 from broker.trust.signatures import decode_base64, read_envelope
 from broker.trust.validation import Validated, ValidationContext, validate_bundle
 from schemas.events import (
@@ -135,7 +136,7 @@ class Administration:
                 highest_version=self._highest,
                 known_bundles=inventory.bundles,
                 now_s=state.wall_us // 1_000_000,
-                revoked_keys=inventory.revoked_keys,
+                revoked_keys=inventory.revoked_publisher_keys,
             ),
         )
 
@@ -214,9 +215,9 @@ class Administration:
                     else RefusalCode.PLUGIN_QUARANTINED)
             state.refuse(origin, request.request_id, code, where="$.version")
             return
-        if set(entry.signing_keys) & state.inventory.revoked_keys:
-            state.refuse(origin, request.request_id, RefusalCode.REVOKED, "its signing key was",
-                         where="$.version")
+        if not state.trusts(entry):
+            state.refuse(origin, request.request_id, RefusalCode.REVOKED,
+                         "its publisher is not trusted any more", where="$.version")
             return
         if (request.plugin, request.version) not in state.plugins:
             state.refuse(origin, request.request_id, RefusalCode.PLUGIN_QUARANTINED,
@@ -231,7 +232,7 @@ class Administration:
             receipt=True, known_size=request.known_size,
         )
         pool = state.fleet.pool(request.plugin, request.version)
-        pool.failures, pool.not_before_us = 0, 0
+        pool.failures, pool.not_before_us, pool.retiring = 0, 0, False
         if previous is not None:
             self._drain_workers(request.plugin, previous)
 
@@ -256,12 +257,7 @@ class Administration:
     def _drain_workers(self, plugin: str, version: str) -> None:
         """Let a version's workers finish what they and its queue hold, then end."""
         pool = self._state.fleet.pool(plugin, version)
-        self._workers.refuse_queue(pool, RefusalCode.PLUGIN_NOT_ENABLED, "it was disabled")
-        for worker in list(pool.workers.values()):
-            if worker.state == "ready":
-                self._workers.drain(worker)
-            else:
-                self._workers.kill(worker, "disabled", failed=False)
+        self._workers.retire(pool)
 
     # --- grants and revocations ---
 
@@ -330,6 +326,9 @@ class Administration:
                 return None
             return [(plugin, version) for version in record.versions]
         if request.kind == "publisher_key":
+            if not publisher_key_known(subject, state.trust):
+                state.refuse(origin, request.request_id, RefusalCode.KEY_UNKNOWN, where="$.id")
+                return None
             return [
                 (record.plugin, entry.version)
                 for record in state.inventory.plugins.values()

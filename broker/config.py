@@ -15,14 +15,15 @@ from msgspec import Meta
 from schemas.names import Domain, Durability, PluginId
 
 Positive = Annotated[int, Meta(ge=1, le=2**53 - 1)]
+QueueLength = Annotated[int, Meta(ge=1, le=100_000)]
 
 
 class FrontConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One front's socket. An empty `endpoint` means an ipc socket in the run directory."""
 
     endpoint: Annotated[str, Meta(max_length=200)] = ""
-    high_water_mark: Positive = 1000
-    connections_max: Positive = 256
+    high_water_mark: QueueLength = 1000
+    connections_max: QueueLength = 256
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +33,6 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_window: Positive = 1_000_000
     request_window_ms: Positive = 86_400_000
     bad_frames_per_s_max: Positive = 20
-    worker_violations_max: Positive = 1
     workers_max: Positive = 64
 
 
@@ -44,7 +44,7 @@ class TimesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_ms: Positive = 10_000
     flush_ms_max: Positive = 10_000
     abort_ms: Positive = 1_000
-    ping_interval_ms: Positive = 10_000
+    ping_interval_ms: Annotated[int, Meta(ge=100, le=10_000)] = 10_000
     ping_silence_ms: Positive = 30_000
     idle_worker_ms: Positive = 300_000
     backoff_ms_min: Positive = 100
@@ -56,8 +56,8 @@ class WorkersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     external: Annotated[tuple[PluginId, ...], Meta(max_length=256)] = ()
     crash_loop_max: Positive = 5
-    calls_max: Positive = 10_000
-    minutes_max: Positive = 60
+    calls_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    minutes_max: Annotated[int, Meta(ge=1, le=10_080)] = 60
     pool_size: Annotated[int, Meta(ge=1, le=64)] = 4
 
 
@@ -66,8 +66,6 @@ class LedgerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     durability: Durability = "power"
     anchor: Annotated[str, Meta(max_length=4096)] = ""
-    checkpoint_interval_ms: Positive = 1_000
-    checkpoint_events: Positive = 4_096
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,7 +82,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     domain: Domain
     log_id: str
     omega: FrontConfig = FrontConfig()
-    admin: FrontConfig = FrontConfig(high_water_mark=100, connections_max=64)
+    admin: FrontConfig = FrontConfig(high_water_mark=8, connections_max=64)
     limits: LimitsConfig = LimitsConfig()
     times: TimesConfig = TimesConfig()
     workers: WorkersConfig = WorkersConfig()

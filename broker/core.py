@@ -19,17 +19,16 @@ from collections.abc import Iterable
 from broker.administration import Administration
 from broker.effects import Effect, Origin
 from broker.inventory import Inventory
-from broker.invocations import Invocations
+from broker.invocations import Ending, Invocations
 from broker.lifecycle import GATEWAY, MAY_SEND
 from broker.orchestrator.calls import Call, commitment
 from broker.orchestrator.fleet import Pool, Worker
-from broker.state import State
+from broker.state import State, printable
 from broker.supervision import Supervision
 from schemas import codec
 from schemas.events import (
     Event,
     EventFields,
-    FrameDrop,
     FrameIn,
     InvokeAccept,
     InvokeEnd,
@@ -101,6 +100,7 @@ class Core:
         """
         state = self._at(now)
         state.began_us = now
+        state.steady_offset_us = state.wall_us - now
         for plugin, version in damaged:
             record = state.inventory.record(plugin, version)
             if record is not None and state.inventory.may(record, "quarantine"):
@@ -129,11 +129,8 @@ class Core:
     def tick(self, now: int) -> list[Effect]:
         """Do what is due by now: deadlines, back-offs, silences, counts of bad frames."""
         state = self._at(now)
-        for plane, peer, count, size in state.drops.settle(now):
-            state.append(
-                FrameDrop(plane=plane, peer=peer, code=RefusalCode.FRAME_MALFORMED,
-                          bytes=size, count=count, where="counted")
-            )
+        for drop in state.drops.settle(now):
+            state.append(drop)
         while (due := state.due()) is not None:
             kind, key = due
             if kind == "call":
@@ -194,6 +191,12 @@ class Core:
         decoder: codec.Decoder[FromOmega] | codec.Decoder[FromAdmin],
     ) -> list[Effect]:
         state = self._at(now)
+        if origin.key_id not in state.keys or origin.key_id in state.inventory.revoked_keys:
+            if state.drop(origin.front, origin.key_id, RefusalCode.KEY_REVOKED, len(frame)):
+                state.refuse(
+                    origin, codec.request_id_of(frame), RefusalCode.KEY_REVOKED, receipt=True
+                )
+            return state.take()
         try:
             request = decoder.decode(frame)
         except codec.WireError as error:
@@ -218,9 +221,7 @@ class Core:
         return state.take()
 
     def _forbidden(self, origin: Origin, kind: str) -> RefusalCode | None:
-        key = self.state.keys.get(origin.key_id)
-        if key is None or origin.key_id in self.state.inventory.revoked_keys:
-            return RefusalCode.KEY_REVOKED
+        key = self.state.keys[origin.key_id]
         fits = (key.role == "omega") == (origin.front == "front.omega")
         if not fits or (key.role, kind) not in MAY_SEND:
             return RefusalCode.ROLE_NOT_ALLOWED
@@ -315,6 +316,7 @@ class Core:
         if clean:
             pool.failures = 0
         self._invocations.dispatch(pool)
+        self._workers.settle(pool)
         self._workers.renew(worker)
 
     def _violation(self, worker: Worker, code: RefusalCode, size: int, where: str) -> None:
@@ -343,7 +345,7 @@ class Core:
         """A worker's process could not be made."""
         worker = self._at(now).fleet.by_incarnation.get(incarnation)
         if worker is not None:
-            worker.exit_detail = "".join(c if " " <= c <= "~" else "?" for c in reason[:200])
+            worker.exit_detail = printable(reason)
             self._workers.gone(worker, "start_failed", "start_failed")
         return self.state.take()
 
@@ -361,10 +363,7 @@ class Core:
     ) -> list[Effect]:
         """Connections ended before they were authenticated; they got nothing."""
         state = self._at(now)
-        state.append(
-            FrameDrop(plane=plane, peer="unknown", code=RefusalCode.HANDSHAKE_REFUSED,
-                      count=count, where=where)
-        )
+        state.drop(plane, "unknown", RefusalCode.HANDSHAKE_REFUSED, 0, where, count)
         return state.take()
 
     def miscounted(
@@ -388,6 +387,8 @@ class Core:
         after = GATEWAY.get((state.gateway, "drain"))
         if after is not None:
             state.gateway = after
+            for pool in list(state.fleet.pools.values()):
+                self._workers.ensure(pool)
             state.later(now + state.config.times.drain_ms * 1000, "stop", "")
         return state.take()
 
@@ -403,7 +404,7 @@ class Core:
         if after is None:
             return
         for call in list(state.calls.values()):
-            self._invocations.finish(call, "abandon", "abandoned", RefusalCode.ABANDONED)
+            self._invocations.finish(call, "abandon", "abandoned", Ending(RefusalCode.ABANDONED))
         for worker in list(state.fleet.by_incarnation.values()):
             self._workers.kill(worker, "stopped", failed=False)
         state.gateway = after

@@ -80,6 +80,7 @@ class Inventory:
         self.plugins: dict[str, PluginRecord] = {}
         self.bundles: set[str] = set()
         self.revoked_keys: set[str] = set()
+        self.revoked_publisher_keys: set[str] = set()
         self.known_keys: dict[str, Role] = {}
         self.open_invocations: dict[str, str] = {}
         self.trust_version = 0
@@ -150,7 +151,12 @@ class Inventory:
             for plugin, record in self.plugins.items()
         }
         text = msgspec.json.encode(
-            {"plugins": state, "revoked_keys": sorted(self.revoked_keys)}, order="sorted"
+            {
+                "plugins": state,
+                "revoked_keys": sorted(self.revoked_keys),
+                "revoked_publisher_keys": sorted(self.revoked_publisher_keys),
+            },
+            order="sorted",
         )
         return hashlib.sha256(text).hexdigest()
 
@@ -208,6 +214,8 @@ class Inventory:
         elif fields.kind == "grant":
             plugin, _, capability = fields.id.partition(" ")
             self.plugins[plugin].grants.discard(capability)
+        elif fields.kind == "publisher_key":
+            self.revoked_publisher_keys.add(fields.id)
         else:
             self.revoked_keys.add(fields.id)
 

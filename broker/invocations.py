@@ -12,7 +12,7 @@ It leaves frames to `broker.core`, workers' lives to `broker.supervision` and pa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from broker.effects import Origin
 from broker.lifecycle import CALL, GATEWAY, CallEvent
@@ -28,7 +28,7 @@ from broker.orchestrator.calls import (
     payload_bytes,
 )
 from broker.orchestrator.fleet import Pool
-from broker.state import State
+from broker.state import State, printable
 from broker.trust.versions import version_request_matches
 from schemas.events import InvokeAccept, InvokeEnd, InvokeRefuse
 from schemas.messages import (
@@ -48,6 +48,19 @@ from schemas.payloads import PAYLOAD_KINDS, preimage
 from schemas.refusals import RefusalCode
 
 Outcome = Literal["result", "refused", "cancelled", "revoked", "deadline", "lost", "abandoned"]
+
+
+class Ending(NamedTuple):
+    """Why a call has no result; `used` and `allowed` are in the unit of the limit that ended it."""
+
+    code: RefusalCode
+    sentence: str = ""
+    where: str = ""
+    plugin_message: str | None = None
+    denied: str | None = None
+    used: int | None = None
+    allowed: int | None = None
+    usage: Usage | None = None
 
 
 class Invocations:
@@ -130,7 +143,7 @@ class Invocations:
     def _callable(self, request: Invoke) -> tuple[str, LoadedPlugin] | Misfit:
         """Find the version that serves a request, or say why none does."""
         state = self._state
-        if ("serving", "accept") not in GATEWAY or state.gateway != "serving":
+        if (state.gateway, "accept") not in GATEWAY:
             return Misfit(RefusalCode.DRAINING, "")
         if len(state.calls) >= state.config.limits.in_flight_max:
             return Misfit(
@@ -153,6 +166,8 @@ class Invocations:
                 RefusalCode.UNKNOWN_VERSION,
                 f"{enabled.version} is enabled, asked for was {wanted}", "$.version",
             )
+        if not state.trusts(enabled):
+            return Misfit(RefusalCode.REVOKED, "its publisher is not trusted any more", "$.plugin")
         loaded = state.plugins.get((request.plugin, enabled.version))
         if loaded is None:
             return Misfit(RefusalCode.PLUGIN_QUARANTINED, "its bundle is damaged", "$.plugin")
@@ -170,7 +185,7 @@ class Invocations:
             retry_after_ms = state.config.times.backoff_ms_min
         if misfit.code is RefusalCode.WORKER_CRASH_LOOP:
             retry_after_ms = state.config.times.backoff_ms_max
-        where = "".join(c if " " <= c <= "~" else "?" for c in misfit.where[:200])
+        where = printable(misfit.where)
         state.append(
             InvokeRefuse(request_id=request.request_id, peer=origin.key_id, code=misfit.code,
                          where=where, plugin=request.plugin, method=request.method,
@@ -192,7 +207,7 @@ class Invocations:
             left_ms = (call.deadline_us - state.now - margin_us) // 1000
             if left_ms <= 0:
                 pool.queue.appendleft(call)
-                self.finish(call, "deadline", "deadline", RefusalCode.DEADLINE_EXCEEDED)
+                self.finish(call, "deadline", "deadline", _TOO_LATE)
                 continue
             call.state = CALL[call.state, "dispatch"]
             call.incarnation = worker.incarnation
@@ -207,34 +222,17 @@ class Invocations:
 
     # --- ends ---
 
-    def finish(
-        self,
-        call: Call,
-        event: CallEvent,
-        outcome: Outcome,
-        code: RefusalCode | None = None,
-        sentence: str = "",
-        *,
-        failure: CallFailure | None = None,
-        misfit: Misfit | None = None,
-        usage: Usage | None = None,
-        tell: bool = True,
-    ) -> bool:
+    def finish(self, call: Call, event: CallEvent, outcome: Outcome, ending: Ending) -> bool:
         """End a call without a result; False when the table knows no such end any more."""
         reached = call.reached
         if not self._leave(call, event):
             return False
         state = self._state
-        failed = failure or CallFailure(call=call.number, code="plugin_error")
-        message = None if failure is None else failure.plugin_message
-        usage = usage or failed.usage
-        used, allowed = failed.used, failed.allowed
-        if misfit is not None:
-            used, allowed = misfit.used, misfit.allowed
+        message, usage = ending.plugin_message, ending.usage
         state.append(
             InvokeEnd(
-                request_id=call.request_id, outcome=outcome, reached=reached, code=code,
-                incarnation=call.incarnation, used=used, allowed=allowed,
+                request_id=call.request_id, outcome=outcome, reached=reached, code=ending.code,
+                incarnation=call.incarnation, used=ending.used, allowed=ending.allowed,
                 message_commitment=None if message is None
                 else commitment(call.commitment_key, "output", message.encode()),
                 cpu_ms=usage.cpu_ms if usage else None,
@@ -243,11 +241,9 @@ class Invocations:
                 duration_us=state.now - call.arrived_us,
             )
         )
-        if tell and code is not None:
-            state.refuse(call.origin, call.request_id, code, sentence,
-                         where=misfit.where if misfit else "", plugin_message=message,
-                         hint=_denied_hint(failed.denied), usage=usage, receipt=True,
-                         known_size=call.known_size)
+        state.refuse(call.origin, call.request_id, ending.code, ending.sentence,
+                     where=ending.where, plugin_message=message, hint=_denied_hint(ending.denied),
+                     usage=usage, receipt=True, known_size=call.known_size)
         return True
 
     def _leave(self, call: Call, event: CallEvent) -> bool:
@@ -273,17 +269,17 @@ class Invocations:
     def lost(self, call: Call, code: RefusalCode, sentence: str) -> None:
         """End a call that no worker can answer any more."""
         outcome: Outcome = "lost" if code is RefusalCode.WORKER_LOST else "refused"
-        self.finish(call, "worker_lost", outcome, code, sentence)
+        self.finish(call, "worker_lost", outcome, Ending(code, sentence))
 
     def end_revoked(self, call: Call) -> None:
         """End a call whose plugin, key or grant was taken back."""
-        self.finish(call, "revoke", "revoked", RefusalCode.REVOKED)
+        self.finish(call, "revoke", "revoked", Ending(RefusalCode.REVOKED))
 
     def deadline(self, request_id: str) -> None:
         """End a call whose time is over, if it is still open."""
         call = self._state.calls.get(request_id)
         if call is not None and call.deadline_us <= self._state.now:
-            self.finish(call, "deadline", "deadline", RefusalCode.DEADLINE_EXCEEDED)
+            self.finish(call, "deadline", "deadline", _TOO_LATE)
 
     def cancel(self, origin: Origin, request: Cancel) -> None:
         """End a call of the same key, or say that it had ended before."""
@@ -291,7 +287,7 @@ class Invocations:
         call = state.calls.get(request.target)
         if call is not None and call.origin.key_id == origin.key_id:
             reached = call.reached
-            self.finish(call, "cancel", "cancelled", RefusalCode.CANCELLED)
+            self.finish(call, "cancel", "cancelled", Ending(RefusalCode.CANCELLED))
             state.send(
                 origin,
                 Cancelled(request_id=request.request_id, outcome="cancelled", reached=reached),
@@ -311,8 +307,10 @@ class Invocations:
         state = self._state
         payload, misfit = checked_output(call, message.payload)
         if misfit is not None:
-            self.finish(call, "failure", "refused", misfit.code, misfit.sentence, misfit=misfit,
-                         usage=message.usage)
+            self.finish(call, "failure", "refused", Ending(
+                misfit.code, misfit.sentence, misfit.where, used=misfit.used,
+                allowed=misfit.allowed, usage=message.usage,
+            ))
             return
         if not self._leave(call, "result"):
             return
@@ -346,12 +344,14 @@ class Invocations:
     def failure(self, call: Call, message: CallFailure) -> None:
         """End a call as its worker says it failed."""
         code = RefusalCode(message.code)
-        deadline = code is RefusalCode.DEADLINE_EXCEEDED
+        outcome: Outcome = "deadline" if code is RefusalCode.DEADLINE_EXCEEDED else "refused"
         sentence = ""
         if message.used is not None and message.allowed is not None:
             sentence = f"used {message.used}, allowed {message.allowed}"
-        self.finish(call, "failure", "deadline" if deadline else "refused", code, sentence,
-                     failure=message)
+        self.finish(call, "failure", outcome, Ending(
+            code, sentence, plugin_message=message.plugin_message, denied=message.denied,
+            used=message.used, allowed=message.allowed, usage=message.usage,
+        ))
 
     def progress(self, call: Call, message: CallProgress) -> None:
         """Pass a running call's word on how far it is."""
@@ -361,6 +361,9 @@ class Invocations:
             Progress(request_id=call.request_id, permille=message.permille, note=message.note),
             receipt=True,
         )
+
+
+_TOO_LATE = Ending(RefusalCode.DEADLINE_EXCEEDED)
 
 
 def _denied_hint(denied: str | None) -> str:

@@ -15,11 +15,12 @@ from typing import Literal
 
 from broker.config import GatewayConfig
 from broker.effects import Append, Effect, Order, Origin, Send
-from broker.inventory import Inventory
+from broker.inventory import Inventory, VersionRecord
 from broker.lifecycle import GatewayState
 from broker.orchestrator.admission import DropBudget, RequestWindow
 from broker.orchestrator.calls import Call, LoadedPlugin
 from broker.orchestrator.fleet import Fleet
+from broker.trust.roots import still_trusted
 from schemas.events import EventFields, FrameDrop, Plane
 from schemas.messages import Refusal, Reply, ToWorker, Usage
 from schemas.names import Role
@@ -48,6 +49,11 @@ class Edge:
     determinism_key: bytes = field(repr=False)
     log_id: str = ""
     gateway_version: str = ""
+
+
+def printable(text: str) -> str:
+    """Keep foreign words out of terminals' hands: printable ASCII, at most 200 characters."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text[:200])
 
 
 class State:
@@ -86,10 +92,13 @@ class State:
         self.now = 0
         self.wall_us = 0
         self.began_us = 0
+        self.steady_offset_us = 0
         self.ledger_size = 0
         self._timers: list[tuple[int, int, TimerKind, str]] = []
         self._timer_number = 0
         self._effects: list[Effect] = []
+        self._trusted: dict[tuple[str, str], bool] = {}
+        self._trusted_moment = (0, 0)
 
     # --- effects ---
 
@@ -146,13 +155,16 @@ class State:
         self.send(to, refusal, receipt=receipt, known_size=known_size)
 
     def drop(
-        self, plane: Plane, peer: str, code: RefusalCode, size: int, where: str = ""
+        self, plane: Plane, peer: str, code: RefusalCode, size: int, where: str = "",
+        count: int = 1,
     ) -> bool:
-        """Ledger a frame that was not let in; False when it is only counted by now."""
-        told = self.drops.tell(plane, peer, size, self.now)
+        """Ledger what was not let in; False when it is only counted by now."""
+        drop = FrameDrop(
+            plane=plane, peer=peer, code=code, bytes=size, count=count, where=printable(where)
+        )
+        told = self.drops.tell(drop, self.now)
         if told:
-            place = "".join(c if " " <= c <= "~" else "?" for c in where[:200])
-            self.append(FrameDrop(plane=plane, peer=peer, code=code, bytes=size, where=place))
+            self.append(drop)
         return told
 
     # --- memory ---
@@ -172,11 +184,32 @@ class State:
 
         Each key has a window of its own size, but one id names one request in the whole ledger.
         """
+        if request_id in self.calls:
+            return False
         window = self.window(key_id)
         for other in self.windows.values():
             if other is not window and request_id in other:
                 return False
-        return window.admit(request_id, self.wall_us)
+        # A wall clock may step; the window must not forget or hold on because of it.
+        return window.admit(request_id, self.now + self.steady_offset_us)
+
+    def trusts(self, record: VersionRecord) -> bool:
+        """Say whether the publisher of a registered version is still trusted, now.
+
+        Asked for every call, so the answer is kept for the second and until something is revoked.
+        """
+        moment = (self.wall_us // 1_000_000, len(self.inventory.revoked_publisher_keys))
+        if moment != self._trusted_moment:
+            self._trusted.clear()
+            self._trusted_moment = moment
+        key = (record.plugin, record.version)
+        trusted = self._trusted.get(key)
+        if trusted is None:
+            trusted = self._trusted[key] = still_trusted(
+                record.publisher, record.signing_keys, self.trust,
+                self.inventory.revoked_publisher_keys, record.plugin, moment[0],
+            )
+        return trusted
 
     # --- time ---
 

@@ -68,15 +68,27 @@ class Supervision:
     # --- starting ---
 
     def ensure(self, pool: Pool) -> None:
-        """Start a worker for calls that wait, unless one is coming or the back-off holds."""
+        """Start a worker for calls that wait, unless one is coming or the back-off holds.
+
+        Where no more workers are allowed, the one that was idle for longest makes room. A gateway
+        that drains starts nothing: what waits for a worker ends.
+        """
         state = self._state
-        if pool.expecting or state.gateway != "serving":
+        if pool.expecting or not pool.queue:
             return
-        if state.now < pool.not_before_us:
-            state.later(pool.not_before_us, "backoff", f"{pool.plugin}@{pool.version}")
+        if state.gateway != "serving":
+            self.refuse_queue(pool, RefusalCode.DRAINING, "")
             return
-        if len(state.fleet.by_incarnation) >= state.config.limits.workers_max:
-            self.refuse_queue(pool, RefusalCode.WORKER_START_FAILED, "all workers are in use")
+        retry_us = pool.not_before_us
+        if state.now >= retry_us and (
+            len(state.fleet.by_incarnation) >= state.config.limits.workers_max
+        ):
+            idle = state.fleet.longest_idle()
+            if idle is not None:
+                self.drain(idle)
+            retry_us = state.now + state.config.times.backoff_ms_min * 1000
+        if state.now < retry_us:
+            state.later(retry_us, "backoff", f"{pool.plugin}@{pool.version}")
             return
         self._start(pool)
 
@@ -187,9 +199,10 @@ class Supervision:
         state.later(state.now + times.ping_interval_ms * 1000, "ping", worker.incarnation)
         pool = state.fleet.pool(worker.plugin, worker.version)
         for other in list(pool.workers.values()):
-            if other is not worker and other.recycle is not None and other.state == "ready":
+            if other.successor == worker.incarnation:
                 self.drain(other, "recycle")
         self._room(pool)
+        self.settle(pool)
         return True
 
     def pong(self, worker: Worker, message: Pong) -> bool:
@@ -263,14 +276,29 @@ class Supervision:
         for call in lost:
             self._lost(call, RefusalCode.WORKER_LOST, "the worker died while it had the call")
         for other in pool.workers.values():
-            # A successor that did not come up leaves the old one serving and due again.
-            other.recycle = None
+            if other.successor == worker.incarnation:
+                # A successor that did not come up leaves the old one serving and due again.
+                other.recycle = other.successor = None
         if failed:
             state.fleet.failed(pool, state.now)
-            if state.fleet.in_crash_loop(pool, state.now):
+            if state.fleet.in_crash_loop(pool, state.now) and not pool.expecting:
                 self.refuse_queue(pool, RefusalCode.WORKER_CRASH_LOOP, "")
-        if pool.queue:
-            self.ensure(pool)
+        self.ensure(pool)
+
+    def retire(self, pool: Pool) -> None:
+        """A version takes no new call: its workers finish what they and the queue hold."""
+        pool.retiring = True
+        self.settle(pool)
+
+    def settle(self, pool: Pool) -> None:
+        """Let a retiring version's workers go once nothing waits for them."""
+        if not pool.retiring or pool.queue:
+            return
+        for worker in list(pool.workers.values()):
+            if worker.state == "ready":
+                self.drain(worker)
+            elif worker.state in ("starting", "probing"):
+                self.kill(worker, "disabled", failed=False)
 
     def refuse_queue(self, pool: Pool, code: RefusalCode, sentence: str) -> None:
         """End every call that waits in a pool."""
@@ -309,7 +337,7 @@ class Supervision:
         if state.gateway != "serving" or state.now < pool.not_before_us:
             return
         successor = self._start(pool)
-        worker.recycle = reason
+        worker.recycle, worker.successor = reason, successor.incarnation
         state.append(
             ZygoteRecycle(
                 incarnation=worker.incarnation, successor=successor.incarnation, reason=reason
@@ -329,13 +357,14 @@ class Supervision:
         times = state.config.times
         if worker.state not in ("ready", "draining"):
             return
-        silence_us = state.now - worker.heard_us
-        if silence_us >= times.ping_silence_ms * 1000:
-            self.kill(worker, "silent")
-            return
+        if worker.pinged is not None:
+            if state.now - worker.pinged_us >= times.ping_silence_ms * 1000:
+                self.kill(worker, "silent")
+                return
+        elif state.now - worker.heard_us >= times.ping_interval_ms * 500:
+            # From half an interval on, so that a worker hears of us within one and a half.
+            worker.pinged, worker.pinged_us = state.edge.new_nonce(), state.now
+            state.order(worker.incarnation, Ping(nonce=worker.pinged))
         if state.now - worker.called_us >= times.idle_worker_ms * 1000 and not worker.calls:
             self.drain(worker)
-        elif silence_us >= times.ping_interval_ms * 1000 and worker.pinged is None:
-            worker.pinged = state.edge.new_nonce()
-            state.order(worker.incarnation, Ping(nonce=worker.pinged))
         state.later(state.now + times.ping_interval_ms * 1000, "ping", worker.incarnation)

@@ -43,7 +43,7 @@ from schemas.messages import (
 )
 
 EXIT_MACHINE = 5
-SILENCE_S = 10.0
+SILENCE_S = 30.0
 """A worker without a life pipe ends when the broker has said nothing for this long."""
 
 

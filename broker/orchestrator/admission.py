@@ -13,7 +13,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from schemas.events import Plane
+import msgspec
+
+from schemas.events import FrameDrop, Plane
 
 
 class RequestWindow:
@@ -66,24 +68,30 @@ class _Second:
     told: int = 0
     counted: int = 0
     bytes: int = 0
+    last: FrameDrop | None = None
 
 
 class DropBudget:
-    """How many bad frames of one peer are told one by one; the rest is counted."""
+    """How many drops of one peer are told one by one; the rest is counted.
+
+    Connections that never were authenticated share one peer, `unknown`: of them one event a second
+    and plane is told, whatever their number.
+    """
 
     def __init__(self, *, per_second_max: int) -> None:
-        """Begin with a bound in events a second for each peer."""
+        """Begin with a bound in events a second for each authenticated peer."""
         self._per_second_max = per_second_max
         self._seconds: dict[tuple[Plane, str], _Second] = {}
 
-    def tell(self, plane: Plane, peer: str, size: int, now_us: int) -> bool:
+    def tell(self, drop: FrameDrop, now_us: int) -> bool:
         """Say whether this drop is told on its own; otherwise it is counted."""
-        second = self._seconds.setdefault((plane, peer), _Second(now_us))
-        if second.told < self._per_second_max:
+        second = self._seconds.setdefault((drop.plane, drop.peer), _Second(now_us))
+        if second.told < (1 if drop.peer == "unknown" else self._per_second_max):
             second.told += 1
             return True
-        second.counted += 1
-        second.bytes += size
+        second.counted += drop.count
+        second.bytes += drop.bytes
+        second.last = drop
         return False
 
     def due_us(self) -> int | None:
@@ -92,10 +100,15 @@ class DropBudget:
             return None
         return min(second.began_us for second in self._seconds.values()) + 1_000_000
 
-    def settle(self, now_us: int) -> Iterator[tuple[Plane, str, int, int]]:
-        """Give (plane, peer, count, bytes) of every second that is over and counted something."""
+    def settle(self, now_us: int) -> Iterator[FrameDrop]:
+        """Give one event for every second that is over and counted something.
+
+        Its code and place are those of the last drop that was counted.
+        """
         over = [key for key, s in self._seconds.items() if s.began_us + 1_000_000 <= now_us]
-        for plane, peer in over:
-            second = self._seconds.pop((plane, peer))
-            if second.counted:
-                yield plane, peer, second.counted, second.bytes
+        for key in over:
+            second = self._seconds.pop(key)
+            if second.last is not None:
+                yield msgspec.structs.replace(
+                    second.last, count=second.counted, bytes=second.bytes
+                )

@@ -228,12 +228,12 @@ def checked_output(call: Call, payload: Payload) -> tuple[Payload, Misfit | None
         problem = _json_misfit(payload.data, declared, call.loaded)
         if problem is None:
             return JSONPayload(payload.data, declared.schema), None
-        code = (
-            RefusalCode.OUTPUT_SCHEMA_VIOLATION
-            if problem.code is RefusalCode.INPUT_SCHEMA_VIOLATION
-            else RefusalCode.OUTPUT_NOT_CANONICAL
+        if problem.code is RefusalCode.INPUT_SCHEMA_VIOLATION:
+            return payload, problem._replace(code=RefusalCode.OUTPUT_SCHEMA_VIOLATION)
+        # The sentence about an input quotes it; a plugin's bytes reach OMEGA in no sentence.
+        return payload, Misfit(
+            RefusalCode.OUTPUT_NOT_CANONICAL, "the output is not JSON in its RFC 8785 form"
         )
-        return payload, problem._replace(code=code)
     if isinstance(payload, TextPayload):
         problem = _text_misfit(payload, declared)
         if problem is not None:

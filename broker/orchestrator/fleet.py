@@ -39,9 +39,11 @@ class Worker:
     heard_us: int = 0
     called_us: int = 0
     pinged: bytes | None = None
+    pinged_us: int = 0
     probe: int = 0
     nonce: bytes = b""
     recycle: RecycleReason | None = None
+    successor: str | None = None
     drain_until_us: int | None = None
     exit_detail: str = ""
 
@@ -63,7 +65,10 @@ class Worker:
 
 @dataclass(slots=True)
 class Pool:
-    """One version's workers, its waiting calls, and its luck with starting."""
+    """One version's workers, its waiting calls, and its luck with starting.
+
+    `retiring`: the version takes no new call; what waits is still served, then its workers drain.
+    """
 
     plugin: str
     version: str
@@ -71,6 +76,7 @@ class Pool:
     queue: deque[Call] = field(default_factory=deque)
     failures: int = 0
     not_before_us: int = 0
+    retiring: bool = False
 
     def best(self) -> Worker | None:
         """Give the ready worker with the most room, or None."""
@@ -130,6 +136,14 @@ class Fleet:
         if pool.failures >= self._config.crash_loop_max:
             wait_ms = self._times.backoff_ms_max
         pool.not_before_us = now_us + wait_ms * 1000
+
+    def longest_idle(self) -> Worker | None:
+        """Give the ready worker that has had nothing to do for longest, or None."""
+        idle = [
+            worker for worker in self.by_incarnation.values()
+            if worker.state == "ready" and not worker.calls and not worker.aborted
+        ]
+        return min(idle, key=lambda worker: worker.called_us, default=None)
 
     def in_crash_loop(self, pool: Pool, now_us: int) -> bool:
         """Say whether the cap is reached and the last back-off is not over."""

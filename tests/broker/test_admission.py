@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.orchestrator.admission import DropBudget, RequestWindow
+from schemas.events import FrameDrop
+from schemas.refusals import RefusalCode
 
 
 def _id(number: int) -> str:
@@ -54,9 +56,9 @@ def test_every_drop_is_told_or_counted(drops: list[tuple[str, int]]) -> None:
     budget = DropBudget(per_second_max=3)
     told = {"a": 0, "b": 0}
     for peer, size in drops:
-        if budget.tell("front.omega", peer, size, 5):
+        if budget.tell(_drop(peer * 16, size), 5):
             told[peer] += 1
-    counted = {peer: count for _, peer, count, _ in budget.settle(1_000_005)}
+    counted = {drop.peer[0]: drop.count for drop in budget.settle(1_000_005)}
 
     for peer in "ab":
         mine = [size for name, size in drops if name == peer]
@@ -68,9 +70,26 @@ def test_every_drop_is_told_or_counted(drops: list[tuple[str, int]]) -> None:
 def test_counts_come_once_a_second_and_the_budget_is_full_again() -> None:
     """The count is due a second after the first drop; afterwards drops are told again."""
     budget = DropBudget(per_second_max=1)
-    assert budget.tell("worker", "w", 7, 100)
-    assert not budget.tell("worker", "w", 7, 200)
+    drop = _drop("c" * 16, 7)
+    assert budget.tell(drop, 100)
+    assert not budget.tell(drop, 200)
     assert budget.due_us() == 1_000_100
     assert list(budget.settle(1_000_099)) == []
-    assert list(budget.settle(1_000_100)) == [("worker", "w", 1, 7)]
-    assert budget.tell("worker", "w", 7, 1_000_200)
+    assert list(budget.settle(1_000_100)) == [drop]
+    assert budget.tell(drop, 1_000_200)
+
+
+def test_strangers_share_one_event_a_second() -> None:
+    """Whatever their number, the ledger grows by two lines a second."""
+    budget = DropBudget(per_second_max=20)
+
+    told = [budget.tell(_drop("unknown", 0, 3), 100 + number) for number in range(1000)]
+
+    assert told.count(True) == 1
+    assert [drop.count for drop in budget.settle(1_000_100)] == [3 * 999]
+
+
+def _drop(peer: str, size: int, count: int = 1) -> FrameDrop:
+    """One thing that was not let in."""
+    return FrameDrop(plane="front.omega", peer=peer, code=RefusalCode.FRAME_MALFORMED, bytes=size,
+                     count=count)

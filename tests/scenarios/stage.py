@@ -57,7 +57,7 @@ from tests.simulation.fakes import (
     Started,
 )
 from tests.simulation.world import ATTESTATION, CONFIG, KEYS, USAGE, bundle, loaded
-from tests.support.bundles import trust_root
+from tests.support.bundles import PUBLISHER_SEED, public_key_id, trust_root
 
 OMEGA, OPERATOR = "a" * 16, "c" * 16
 HIDDEN = {"bytes", "plane", "bundle_sha256", "input_commitment", "output_commitment", "actor",
@@ -83,7 +83,8 @@ class Stage:
         self.begin()
         self.commands: dict[str, Callable[..., Arrival | None]] = {
             "register": self.register, "enable": self.enable, "disable": self.disable,
-            "revoke": self.revoke, "invoke": self.invoke, "cancel": self.cancel,
+            "revoke": self.revoke, "revoke-publisher": self.revoke_publisher,
+            "invoke": self.invoke, "cancel": self.cancel,
             "ready": self.ready, "answer": self.answer, "fail": self.fail, "exit": self.exit,
             "progress": self.progress, "bye": self.bye, "garbage": self.garbage,
             "request": self.request, "hang-up": self.hang_up, "terminate": self.terminate,
@@ -190,7 +191,8 @@ class Stage:
         for incarnation, order in self.transport.orders:
             self.inbox.setdefault(incarnation, []).append(order)
             told.append(f"-> {self.names[incarnation]}: {order.__struct_config__.tag}")
-        told += [f"killed {self.names[incarnation]}" for incarnation in sorted(self.launcher.killed)]
+        killed = sorted(self.launcher.killed)
+        told += [f"killed {self.names[incarnation]}" for incarnation in killed]
         self.launcher.killed.clear()
         self.transport.replies.clear()
         self.transport.orders.clear()
@@ -235,6 +237,13 @@ class Stage:
         """An operator revokes a version."""
         return self.from_operator(Revoke(request_id=self.uuid(), kind="plugin_version", id=subject,
                                          reason="found wanting"))
+
+    def revoke_publisher(self, key_id: str) -> Arrival:
+        """An operator revokes a publisher's key; `house` is the key of all bundles here."""
+        if key_id == "house":
+            key_id = public_key_id(PUBLISHER_SEED)
+        return self.from_operator(Revoke(request_id=self.uuid(), kind="publisher_key", id=key_id,
+                                         reason="lost"))
 
     def invoke(self, name: str, plugin: str, value: str = "1", timeout_ms: str = "1000") -> Arrival:
         """OMEGA invokes the method `work`; a name that was used before repeats its request id."""
@@ -292,8 +301,9 @@ class Stage:
 
     def fail(self, worker: str, name: str, code: str) -> Arrival:
         """A worker says that a call failed."""
-        return self.says(worker, msgspec.convert(
-            {"type": "call_failure", "call": self.call_of(worker, name), "code": code}, CallFailure))
+        number = self.call_of(worker, name)
+        failure = {"type": "call_failure", "call": number, "code": code}
+        return self.says(worker, msgspec.convert(failure, CallFailure))
 
     def progress(self, worker: str, name: str, permille: str) -> Arrival:
         """A worker passes a call's progress on."""

@@ -95,7 +95,7 @@ CONFIG = GatewayConfig(
     format="omega-gateway-config/1",
     domain="development",
     log_id="omega-gateway/development/0123456789abcdef",
-    limits=LimitsConfig(in_flight_max=6, request_window=500, bad_frames_per_s_max=3),
+    limits=LimitsConfig(in_flight_max=6, request_window=400, bad_frames_per_s_max=3, workers_max=3),
     times=TimesConfig(start_ms=3_000, drain_ms=2_000, ping_interval_ms=1_000,
                       ping_silence_ms=3_500, idle_worker_ms=9_000, backoff_ms_min=50),
     workers=WorkersConfig(crash_loop_max=3, calls_max=6),
@@ -350,6 +350,7 @@ class World:
                        reason="test"),
                 Revoke(request_id=ask, kind="grant", id=f"{plugin} clock.read", reason="test"),
                 Revoke(request_id=ask, kind="client_key", id="b" * 16, reason="test"),
+                Revoke(request_id=ask, kind="publisher_key", id="f" * 16, reason="test"),
             ]
         key = "c" * 16 if self.random.random() < 0.85 else "d" * 16
         return self.framed(key, codec.encode(self.random.choice(choices)))

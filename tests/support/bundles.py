@@ -7,7 +7,7 @@ import hashlib
 from nacl.signing import SigningKey
 
 from broker.trust.bundles import write_bundle
-from broker.trust.signatures import sign_envelope
+from broker.trust.signatures import key_id, sign_envelope
 from schemas.canonical import canonical_bytes
 from schemas.manifest import PAYLOAD_TYPES
 from schemas.names import Domain
@@ -20,6 +20,11 @@ ROOT_SEED = bytes(range(32, 64))
 def public_hex(seed: bytes) -> str:
     """Give the raw public key of an Ed25519 seed, in hex."""
     return bytes(SigningKey(seed).verify_key).hex()
+
+
+def public_key_id(seed: bytes) -> str:
+    """Give the key id of an Ed25519 seed's public key."""
+    return key_id(bytes(SigningKey(seed).verify_key))
 
 
 def trust_root(domain: Domain = "development", version: int = 1) -> TrustRoot:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import msgspec
 import zmq
@@ -31,7 +32,7 @@ class RawClient:
         self.socket.sndtimeo = self.socket.rcvtimeo = PATIENCE_MS
         self.socket.connect(settings.endpoint)
 
-    def __enter__(self) -> RawClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
