@@ -77,9 +77,9 @@ def events() -> list[str]:
     for kind in EVENT_TYPES.values():
         lines += _event_lines(kind, used)
     lines += ["### Shapes", "", "| shape | admits | means |", "|---|---|---|"]
-    for name, kind in sorted(used.items()):
-        admits = bounds_of(kind).replace("|", "\\|")
-        lines.append(f"| `{name}` | {admits} | {description(kind)} |")
+    for name, shape in sorted(used.items()):
+        admits = bounds_of(shape).replace("|", "\\|")
+        lines.append(f"| `{name}` | {admits} | {description(shape)} |")
     lines += ["", "`RefusalCode` is one of the codes on the page of [refusals](REFUSALS.md)."]
     return lines
 
