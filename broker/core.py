@@ -51,6 +51,7 @@ from schemas.messages import (
     Ready,
     type_name,
 )
+from schemas.names import PLUGIN_MESSAGE_BYTES_MAX
 from schemas.refusals import RefusalCode
 
 RECORDED = Inventory.CONCERNS | {InvokeEnd}
@@ -287,6 +288,13 @@ class Core:
         self, worker: Worker, message: FromWorker, call: Call | None
     ) -> bool:
         """Handle a decoded message; False when the worker had no business sending it."""
+        words = None
+        if isinstance(message, CallFailure):
+            words = message.plugin_message
+        elif isinstance(message, CallProgress):
+            words = message.note
+        if words is not None and len(words.encode()) > PLUGIN_MESSAGE_BYTES_MAX:
+            return False
         if isinstance(message, CallResult | CallFailure):
             late = worker.aborted.pop(message.call, None) is not None
             if call is None and not late:

@@ -38,7 +38,7 @@ export type Permille = number;
 /** The id of a plugin. `^[a-z][a-z0-9-]{2,63}$` */
 export type PluginId = string;
 
-/** Printable text that a plugin wrote: a claim, at most 1 KiB. 0 to 1_024 characters */
+/** Printable text that a plugin wrote: a claim, at most 1 KiB. `^[^\x00-\x1f\x7f-\x9f]*$`, 0 to 1_024 characters */
 export type PluginText = string;
 
 /** A UUIDv4 in lower case; used once per key. `^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$` */

@@ -132,6 +132,7 @@ PluginText = Annotated[
     str,
     Meta(
         max_length=PLUGIN_MESSAGE_BYTES_MAX,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f]*" + _END,
         description="Printable text that a plugin wrote: a claim, at most 1 KiB.",
     ),
 ]

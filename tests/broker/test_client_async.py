@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import time
 from collections.abc import Callable, Coroutine
 
@@ -160,7 +161,7 @@ def test_a_gateway_that_dies_ends_every_call_in_flight_at_once():
         tasks = [asyncio.ensure_future(omega.invoke("a-plugin", "m", "x")) for _ in range(3)]
         async with asyncio.timeout(10):
             while len(gateway.requests) < 3:
-                await asyncio.sleep(0)
+                await asyncio.to_thread(select.select, [], [], [], 0.01)
         await asyncio.to_thread(gateway.stop)
         for task in tasks:
             with pytest.raises(Unreachable):

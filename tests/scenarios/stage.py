@@ -44,6 +44,7 @@ from schemas.messages import (
 from schemas.payloads import JSONPayload
 from schemas.policy import Policy
 from schemas.witness import PROBES
+from tests.simulation.clients import KEYS, bundle
 from tests.simulation.fakes import (
     LAUNCHER_FD,
     SIGNALS_FD,
@@ -55,8 +56,9 @@ from tests.simulation.fakes import (
     FakeSignals,
     FakeTransport,
     Started,
+    stand_ins,
 )
-from tests.simulation.world import ATTESTATION, CONFIG, KEYS, USAGE, bundle, loaded
+from tests.simulation.world import ATTESTATION, CONFIG, USAGE, loaded
 from tests.support.bundles import PUBLISHER_SEED, public_key_id, trust_root
 
 OMEGA, OPERATOR = "a" * 16, "c" * 16
@@ -110,9 +112,8 @@ class Stage:
         self.launcher = FakeLauncher()
         self.signals = FakeSignals()
         self.gateway = Gateway(
-            core=self.core, ledger=self.ledger, transport=self.transport,  # type: ignore[arg-type]
-            launcher=self.launcher, external=None,  # type: ignore[arg-type]
-            bundles=FakeBundles(), signals=self.signals, clock=self.clock,
+            **stand_ins(self.ledger, self.transport, self.launcher),
+            core=self.core, bundles=FakeBundles(), signals=self.signals, clock=self.clock,
         )
         self.gateway.perform(self.core.begin([], self.clock.mono))
 

@@ -33,6 +33,7 @@ _RIGHT: dict[str, tuple[str, ...]] = {
     "FilePath": ("plugin.py", "data/words.txt"),
     "ModuleName": ("json", "xml.etree.ElementTree"),
     "ShortText": ("", "A sentence."),
+    "PluginText": ("", "Grüße, 世界"),
     "Commitment": ("0" * 64,),
 }
 _WRONG: dict[str, tuple[str, ...]] = {
@@ -56,6 +57,7 @@ _WRONG: dict[str, tuple[str, ...]] = {
                  "/".join("abcdefghi")),
     "ModuleName": ("", ".x", "a..b", "a b", "1a"),
     "ShortText": ("\x1b[31m", "é", "tab\t", "x" * 1025),
+    "PluginText": ("\x1b[31m", "two\nlines", "\x9b", "x" * 1025),
     "Commitment": ("0" * 65,),
 }
 

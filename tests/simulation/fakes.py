@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from broker.effects import Origin
 from broker.launchers.orders import Exited, Report, Started, StartFailed
@@ -249,7 +250,19 @@ class FakeBundles:
         return f"/bundles/{bundle_sha256}"
 
 
+def stand_ins(
+    ledger: FakeLedger, transport: FakeTransport, launcher: FakeLauncher
+) -> dict[str, Any]:
+    """Give the loop's three large parts by the names of its arguments.
+
+    They have the methods that the loop calls and nothing else of the real ones, which a type
+    checker cannot know; that they do is what every run of the simulation shows.
+    """
+    return {"ledger": ledger, "transport": transport, "launcher": launcher, "external": None}
+
+
 __all__ = [
     "LAUNCHER_FD", "SIGNALS_FD", "Broken", "Exited", "FakeBundles", "FakeClock", "FakeLauncher",
     "FakeLedger", "FakeSignals", "FakeTransport", "StartFailed", "Started", "require",
+    "stand_ins",
 ]

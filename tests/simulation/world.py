@@ -17,8 +17,6 @@ from broker.administration import loaded_plugin
 from broker.arrivals import (
     Arrival,
     FrontFrames,
-    HandshakesRefused,
-    OversizedMessage,
     Readable,
     WorkerDisconnected,
     WorkerFrames,
@@ -26,7 +24,7 @@ from broker.arrivals import (
 )
 from broker.config import GatewayConfig, LimitsConfig, TimesConfig, WorkersConfig
 from broker.core import Core
-from broker.effects import Origin
+from broker.effects import Effect
 from broker.gateway import Gateway
 from broker.inventory import Inventory
 from broker.ledger.errors import LedgerFailure
@@ -42,36 +40,22 @@ from schemas.messages import (
     CallFailure,
     CallProgress,
     CallResult,
-    Cancel,
-    DisablePlugin,
     Drain,
-    EnablePlugin,
-    GetPlugin,
-    Grant,
-    Invoke,
-    LedgerHead,
-    ListPlugins,
     Ping,
     Pong,
     Probe,
     ProbeOutcome,
     ProbeReport,
-    Prove,
-    ProveConsistency,
     Ready,
     RegisterPlugin,
-    Revoke,
     Run,
-    ShowRequest,
-    Status,
     Usage,
-    ValidateBundle,
 )
-from schemas.names import Role
 from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayload
 from schemas.policy import Policy
 from schemas.witness import PROBES
 from tests.simulation.checks import Checks
+from tests.simulation.clients import KEYS, PLUGINS, Clients, bundle
 from tests.simulation.fakes import (
     LAUNCHER_FD,
     SIGNALS_FD,
@@ -85,12 +69,10 @@ from tests.simulation.fakes import (
     Started,
     StartFailed,
     require,
+    stand_ins,
 )
-from tests.support.bundles import signed_bundle, trust_root
+from tests.support.bundles import trust_root
 
-KEYS: dict[str, Role] = {
-    "a" * 16: "omega", "b" * 16: "omega", "c" * 16: "operator", "d" * 16: "auditor",
-}
 CONFIG = GatewayConfig(
     format="omega-gateway-config/1",
     domain="development",
@@ -100,7 +82,6 @@ CONFIG = GatewayConfig(
                       ping_silence_ms=3_500, idle_worker_ms=9_000, backoff_ms_min=50),
     workers=WorkersConfig(crash_loop_max=3, calls_max=6),
 )
-PLUGINS = (("alpha", "1.0.0"), ("alpha", "1.1.0"), ("beta", "1.0.0"))
 USAGE = Usage(cpu_ms=1, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
 ATTESTATION = Attestation(
     zygote_pid=7, uid=65534, landlock_abi=7, no_new_privileges=1, seccomp_mode=2,
@@ -110,12 +91,6 @@ ATTESTATION = Attestation(
     namespaces={"cgroup": 1, "ipc": 2, "mnt": 3, "net": 4, "pid": 5, "user": 6, "uts": 7},
     interpreter="3.11.7",
 )
-
-
-@functools.cache
-def bundle(plugin: str, version: str) -> bytes:
-    """Make one real signed bundle, once."""
-    return signed_bundle(plugin, version, concurrency=2)
 
 
 @functools.cache
@@ -141,7 +116,7 @@ class Peer:
     draining: bool = False
 
 
-class World:
+class World(Clients):
     """The run. `step` does one turn; `finish` brings everything to rest."""
 
     def __init__(self, seed: int) -> None:
@@ -187,9 +162,8 @@ class World:
         self.launcher = FakeLauncher()
         self.signals = FakeSignals()
         self.gateway = Gateway(
-            core=self.core, ledger=self.ledger, transport=self.transport,  # type: ignore[arg-type]
-            launcher=self.launcher, external=None,  # type: ignore[arg-type]
-            bundles=self.bundles, signals=self.signals, clock=self.clock,
+            **stand_ins(self.ledger, self.transport, self.launcher),
+            core=self.core, bundles=self.bundles, signals=self.signals, clock=self.clock,
         )
         self.peers: dict[str, Peer] = {}
         self.past_peers: list[str] = []
@@ -202,10 +176,10 @@ class World:
         """Note which kinds of effect the run meets."""
         take = self.core.state.take
 
-        def noting() -> list[object]:
+        def noting() -> list[Effect]:
             effects = take()
             self.effects.update(type(effect).__name__ for effect in effects)
-            return effects  # type: ignore[return-value]
+            return effects
 
         self.core.state.take = noting
 
@@ -294,122 +268,11 @@ class World:
                 arrivals.append(arrival)
         self.turn(arrivals)
 
-    def uuid(self) -> str:
-        """Make a request id."""
-        digits = f"{self.random.getrandbits(128):032x}"
-        return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
-
     def ask(self, key: str, message: msgspec.Struct) -> FrontFrames:
         """Send a request at once in a turn of its own, as setup does."""
         arrival = self.framed(key, codec.encode(message))
         self.turn([arrival])
         return arrival
-
-    def framed(self, key: str, frame: bytes, front: str | None = None) -> FrontFrames:
-        """Put a frame on the front of its key."""
-        omega = front == "front.omega" if front else KEYS.get(key) == "omega"
-        route = key.encode() + b"%d" % self.random.randint(0, 2)
-        return FrontFrames(
-            Origin("front.omega" if omega else "front.admin", key, route), [frame]
-        )
-
-    def client_acts(self) -> Arrival:
-        """Let some client do something, mostly sensible."""
-        roll = self.random.random()
-        if roll < 0.5:
-            return self.framed(self.random.choice(("a" * 16, "b" * 16)),
-                               codec.encode(self.invocation()))
-        if roll < 0.62:
-            return self.framed(self.random.choice(("a" * 16, "b" * 16)), codec.encode(
-                Cancel(request_id=self.uuid(), target=self.known_request())))
-        if roll < 0.88:
-            return self.operator_acts()
-        return self.stranger_acts()
-
-    def operator_acts(self) -> Arrival:
-        """Let an operator or auditor do something."""
-        plugin, version = self.random.choice(PLUGINS)
-        ask = self.uuid()
-        choices: list[msgspec.Struct] = [
-            *[EnablePlugin(request_id=ask, plugin=plugin, version=version)] * 12,
-            DisablePlugin(request_id=ask, plugin=plugin),
-            Grant(request_id=ask, plugin=plugin, capability="clock.read"),
-            Grant(request_id=ask, plugin=plugin, capability="net.connect"),
-            RegisterPlugin(request_id=ask, bundle=bundle(plugin, version)),
-            RegisterPlugin(request_id=ask, bundle=self.random.randbytes(40)),
-            ValidateBundle(request_id=ask, bundle=b"PK"),
-            Status(request_id=ask), ListPlugins(request_id=ask, limit=1),
-            GetPlugin(request_id=ask, plugin=plugin), LedgerHead(request_id=ask),
-            Prove(request_id=ask, seq=self.random.randint(0, 2 * len(self.ledger.events))),
-            ProveConsistency(request_id=ask, old_size=self.random.randint(0, 99_999)),
-            ShowRequest(request_id=ask, target=self.known_request()),
-        ]
-        if self.random.random() < 0.02:
-            choices = [
-                Revoke(request_id=ask, kind="plugin_version", id=f"{plugin}@{version}",
-                       reason="test"),
-                Revoke(request_id=ask, kind="grant", id=f"{plugin} clock.read", reason="test"),
-                Revoke(request_id=ask, kind="client_key", id="b" * 16, reason="test"),
-                Revoke(request_id=ask, kind="publisher_key", id="f" * 16, reason="test"),
-            ]
-        key = "c" * 16 if self.random.random() < 0.85 else "d" * 16
-        return self.framed(key, codec.encode(self.random.choice(choices)))
-
-    def stranger_acts(self) -> Arrival:
-        """Let somebody do what nobody may."""
-        roll = self.random.randint(0, 9)
-        key = self.random.choice([*KEYS, "e" * 16])
-        if roll == 0:
-            return HandshakesRefused("front.omega", self.random.randint(1, 9), "no CURVE")
-        if roll == 1:
-            return OversizedMessage("front.admin", key, 9, 999)
-        if roll == 2:
-            return FrontFrames(Origin("front.omega", key, b"x"), [b"a", b"b"])
-        if roll == 3:
-            return self.framed(key, codec.encode(self.invocation()), "front.admin")
-        if roll == 4:
-            return self.framed("c" * 16, codec.encode(self.invocation()), "front.omega")
-        if roll == 5:
-            return self.framed(key, codec.encode(Run(
-                call=1, method="work", payload=TextPayload("x"), timeout_ms=5,
-                request_id=self.uuid())))
-        frame = codec.encode(self.invocation())
-        at = self.random.randrange(len(frame))
-        mutated = frame[:at] + self.random.randbytes(1) + frame[at + 1 :]
-        if roll == 6:
-            mutated = self.random.randbytes(self.random.randint(0, 60))
-        return self.framed(key, mutated, self.random.choice(("front.omega", "front.admin")))
-
-    def invocation(self) -> Invoke:
-        """Make an invocation, mostly one that fits."""
-        repeat = self.sent and self.random.random() < 0.05
-        request_id = self.random.choice(self.sent) if repeat else self.uuid()
-        self.sent.append(request_id)
-        method = self.random.choice(("work", "work", "work", "read", "read", "pick", "none"))
-        payload: Payload = {
-            "work": JSONPayload(self.random.choice((b'{"value":1}', b'{"value":2}'))),
-            "read": TextPayload("some text"),
-        }.get(method, DatasetSlicePayload("set", ("k1", "k2")))
-        if self.random.random() < 0.08:
-            payload = self.random.choice((
-                TextPayload("wrong"), JSONPayload(b'{"value":"x"}'), JSONPayload(b'{"a": 1}'),
-            ))
-        return Invoke(
-            request_id=request_id,
-            plugin=self.random.choice(("alpha", "alpha", "beta", "beta", "beta", "gamma")),
-            method=method, payload=payload, commitment_key=self.random.randbytes(32),
-            timeout_ms=self.random.choice((1, 60, 900, 1500, 60_000, 60_000)),
-            version=self.random.choice((None, None, None, None, "^1.0", "^1.0", "1.1.0", "9.9.9")),
-            known_size=self.random.choice((None, 0, 5, 10_000_000)),
-        )
-
-    def known_request(self) -> str:
-        """Pick a request id, mostly one that was used."""
-        if self.sent and self.random.random() < 0.9:
-            return self.random.choice(self.sent[-6:])
-        return self.uuid()
-
-    # --- workers ---
 
     def worker_acts(self) -> Arrival | None:
         """Let one worker do something, mostly what it should."""

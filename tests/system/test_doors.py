@@ -94,7 +94,8 @@ def test_another_mechanism_gets_nothing_and_is_ledgered(
 
 @pytest.mark.parametrize(
     "greeting",
-    [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", os.urandom(64), b"\xff" * 9],
+    [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", os.urandom(64),
+     b"\xff" * 9],
     ids=["http", "tls", "random", "huge length"],
 )
 def test_raw_bytes_on_the_port_get_nothing_and_are_ledgered(
@@ -118,8 +119,8 @@ def fresh() -> str:
 
 def tampered(message: msgspec.Struct, **changes: object) -> bytes:
     """Encode a message with fields changed or added behind the types' back."""
-    return codec.MAGIC + msgspec.msgpack.encode({**msgspec.to_builtins(message, builtin_types=(bytes,)),
-                                                 "type": message.__struct_config__.tag, **changes})
+    fields = msgspec.to_builtins(message, builtin_types=(bytes,))
+    return codec.MAGIC + msgspec.msgpack.encode({**fields, **changes})
 
 
 INVOKE = Invoke(request_id=fresh(), plugin="none", method="m", payload=TextPayload("x"),
