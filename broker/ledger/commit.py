@@ -15,7 +15,10 @@ It leaves opening to `broker.ledger.recovery`, and to the gateway which events a
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -41,7 +44,6 @@ from broker.ledger.recovery import Opened, open_directory
 from broker.ledger.segments import (
     SEGMENT_BYTES_MAX,
     OpenSegment,
-    list_segments,
     locate,
     read_line,
     segment_path,
@@ -68,6 +70,10 @@ Now = Callable[[], tuple[int, int]]
 """Gives wall time and monotonic time, both in microseconds."""
 
 
+def _monotonic_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
 class Appended(msgspec.Struct, frozen=True, gc=False):
     """Where an event is in the ledger."""
 
@@ -80,7 +86,7 @@ class Ledger:
 
     def __init__(
         self, place: Place, opened: Opened, durability: Durability, now: Now,
-        stack: contextlib.ExitStack,
+        monotonic_us: Callable[[], int], stack: contextlib.ExitStack,
     ) -> None:
         """Go on where the opened files end; `open` is what to call."""
         self.log_id = place.key.name
@@ -91,11 +97,15 @@ class Ledger:
         self._directory = place.directory
         self._durability = durability
         self._now = now
+        self._monotonic_us = monotonic_us
         self._stack = stack
         self._failure: str | None = None
         self._lines: list[bytes] = []
         self._hashes: list[str] = []
         self._segment = opened.segment
+        self._first_seqs = opened.first_seqs
+        self._older: tuple[int, int] | None = None
+        stack.callback(self._forget_older)
         self._tiles = opened.tiles
         self._checkpoints = opened.checkpoints
         self._next_seq = self._committed = opened.size
@@ -106,7 +116,7 @@ class Ledger:
     def open(
         cls, directory: str, anchor_directory: str, *, log_id: str,
         signing_key: nacl.signing.SigningKey, durability: Durability, now: Now,
-        volume: Volume | None = None,
+        volume: Volume | None = None, monotonic_us: Callable[[], int] = _monotonic_us,
     ) -> Ledger:
         """Lock, check and open a ledger directory, or begin one where there is none.
 
@@ -118,6 +128,7 @@ class Ledger:
             durability: what a commit promises.
             now: the clock of the events' times.
             volume: the system calls; the kernel's unless a test says otherwise.
+            monotonic_us: read as each flush begins, for the watchdog; `now` may be read seldom.
 
         Raises:
             LedgerRefused: one of its kinds; the evidence is as it was found.
@@ -126,7 +137,7 @@ class Ledger:
         place = Place(volume or Volume(), directory, anchor_directory, key, signing_key)
         files = contextlib.ExitStack()
         try:
-            ledger = cls(place, open_directory(place, files), durability, now, files)
+            ledger = cls(place, open_directory(place, files), durability, now, monotonic_us, files)
             ledger.checkpoint()
         except (OSError, LedgerFailure) as error:
             files.close()
@@ -147,6 +158,11 @@ class Ledger:
     def size(self) -> int:
         """How many events there are, those not yet committed included."""
         return self._next_seq
+
+    @property
+    def committed(self) -> int:
+        """How many events there are for good."""
+        return self._committed
 
     def append(self, fields: EventFields) -> Appended:
         """Chain one event. It is nothing until `commit` returns.
@@ -196,7 +212,7 @@ class Ledger:
         if self._failure is not None:
             raise LedgerFailure(self._failure)
         self._failure = f"the {what} did not end"
-        self.flush_started_mono_us = self._now()[1]
+        self.flush_started_mono_us = self._monotonic_us()
         try:
             yield
         except OSError as error:
@@ -225,7 +241,9 @@ class Ledger:
                 self._volume, self._directory, self._next_seq, size=0, create=True
             )
             self._stack.callback(following.close)
+            self._segment.close()
             self._segment = following
+            self._first_seqs.append(following.first_seq)
         self.checkpoint()
 
     # --- Checkpoints ---
@@ -290,13 +308,33 @@ class Ledger:
 
         Raises:
             PositionUnknown: there is no such committed event.
+            LedgerDamaged, OSError: the segment does not hold it or cannot be read.
         """
         if not 0 <= seq < self._committed:
             raise PositionUnknown(f"the ledger has {self._committed} events, {seq} is none of them")
-        first_seq = max(one for one in list_segments(self._directory) if one <= seq)
-        with open(segment_path(self._directory, first_seq), "rb") as file:
-            end = file.seek(0, 2)
-            return read_line(file.fileno(), locate(file.fileno(), end, seq))
+        descriptor = self._descriptor(
+            self._first_seqs[bisect.bisect_right(self._first_seqs, seq) - 1]
+        )
+        return read_line(descriptor, locate(descriptor, os.fstat(descriptor).st_size, seq))
+
+    def _descriptor(self, first_seq: int) -> int:
+        """Give a segment for reading: the one being written, or the older one that was read last.
+
+        Nothing is looked up by name again, and a reader of many segments holds one descriptor.
+        """
+        if first_seq == self._segment.first_seq:
+            return self._segment.descriptor
+        if self._older is None or self._older[0] != first_seq:
+            path = segment_path(self._directory, first_seq)
+            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._forget_older()
+            self._older = first_seq, opened
+        return self._older[1]
+
+    def _forget_older(self) -> None:
+        if self._older is not None:
+            os.close(self._older[1])
+            self._older = None
 
     def events(self, start: int = 0) -> Iterator[Event]:
         """Give all committed events from a position on, strictly decoded, their chain checked.
@@ -305,7 +343,7 @@ class Ledger:
             LedgerDamaged: a line is not what was written.
         """
         seq, previous, committed = start, None, self._committed
-        for first_seq, following in _spans(list_segments(self._directory), committed):
+        for first_seq, following in _spans(self._first_seqs, committed):
             if following <= seq:
                 continue
             with open(segment_path(self._directory, first_seq), "rb") as file:
@@ -324,6 +362,7 @@ class Ledger:
         Raises:
             PositionUnknown: the newest checkpoint does not cover it.
             TilesDamaged: the stored tree is wrong.
+            LedgerDamaged, OSError: as `line`.
         """
         newest = self._checkpoints.newest
         if newest is None or not 0 <= seq < newest.size:

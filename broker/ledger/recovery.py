@@ -51,6 +51,7 @@ class Opened(NamedTuple):
     size: int
     head_hash: str
     recovered: LedgerRecovery | None
+    first_seqs: list[int]
 
 
 def open_directory(place: Place, stack: contextlib.ExitStack) -> Opened:
@@ -87,7 +88,8 @@ def open_directory(place: Place, stack: contextlib.ExitStack) -> Opened:
     checkpoints = Checkpoints(place, found)
     stack.callback(checkpoints.close)
     facts = _facts(size, scanned, found)
-    return Opened(segment, tiles, checkpoints, size, scanned.last_hash, facts)
+    first_seqs = sorted({*first_seqs, segment.first_seq})
+    return Opened(segment, tiles, checkpoints, size, scanned.last_hash, facts, first_seqs)
 
 
 def _lock(volume: Volume, path: str, stack: contextlib.ExitStack) -> None:

@@ -6,8 +6,9 @@ segment but the last ends with a `ledger.roll` event: a missing end is told from
 Rules this file keeps:
 - A line ends with its newline. What follows the last newline was never acknowledged: no event.
 - Scanning recomputes every hash from the bytes and checks the chain and the positions.
-- Around every write the file behind the name must be the one we opened, with one link and exactly
-  the length we wrote: a removed, replaced, cut or foreign-grown file is a surprise, never mended.
+- After every write, before it counts, the file behind the name must be the one we opened, with one
+  link and exactly the length we wrote: a removed, replaced, cut or foreign-grown file is a
+  surprise, never mended.
 
 It leaves what damage means to `broker.ledger.recovery`, strict decoding to `schemas.events`.
 """
@@ -224,8 +225,7 @@ class OpenSegment:
             raise OSError(f"the segment has {status.st_size} bytes, {self.size} were written")
 
     def append(self, data: bytes) -> None:
-        """Write whole lines at the end."""
-        self.check()
+        """Write whole lines at the end; they count once `check` has passed."""
         write_all(self._volume, self.descriptor, data)
         self.size += len(data)
 
@@ -234,5 +234,7 @@ class OpenSegment:
         self._volume.fdatasync(self.descriptor)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self.descriptor)
+        """Close the file, once."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1

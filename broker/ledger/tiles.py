@@ -23,6 +23,8 @@ from schemas.proof import HASH_BYTES
 
 HEIGHT: Final = 8
 TILE_BYTES: Final = HASH_BYTES << HEIGHT
+LEVELS: Final = 5
+"""Enough for a position of twelve digits. All are opened at the start: a commit opens nothing."""
 
 
 class _Level:
@@ -54,28 +56,21 @@ class Tiles:
         """
         self.size = size
         self._volume = volume
-        self._directory = directory
         self._levels: list[_Level] = []
         try:
-            while size:
-                self._add_level(size)
-                size >>= HEIGHT
+            for number in range(LEVELS):
+                path = f"{directory}/tiles/L{number}"
+                self._levels.append(_Level(volume, path, size >> HEIGHT * number))
         except TilesDamaged:
             self.close()
             raise
 
-    def _add_level(self, count: int) -> None:
-        path = f"{self._directory}/tiles/L{len(self._levels)}"
-        self._levels.append(_Level(self._volume, path, count))
-
     def extend(self, hashes: bytes) -> None:
         """Append event hashes, 32 bytes each, end to end; nothing is written yet."""
         self.size += len(hashes) // HASH_BYTES
-        number = 0
-        while hashes:
-            if number == len(self._levels):
-                self._add_level(0)
-            level = self._levels[number]
+        for level in self._levels:
+            if not hashes:
+                break
             level.unwritten += hashes
             level.tail += hashes
             full = len(level.tail) - len(level.tail) % TILE_BYTES
@@ -83,7 +78,6 @@ class Tiles:
                 fold(bytes(level.tail[at : at + TILE_BYTES])) for at in range(0, full, TILE_BYTES)
             )
             del level.tail[:full]
-            number += 1
 
     def flush(self) -> None:
         """Write what was appended, so that it can be read; a short write is an OSError."""
@@ -110,10 +104,8 @@ class Tiles:
             return node_hash(self.subtree(begin, middle), self.subtree(middle, end))
         number, within = divmod(span.bit_length() - 1, HEIGHT)
         length = HASH_BYTES << within
-        data = b""
-        if number < len(self._levels):
-            place = (begin >> (HEIGHT * number)) * HASH_BYTES
-            data = os.pread(self._levels[number].descriptor, length, place)
+        place = (begin >> (HEIGHT * number)) * HASH_BYTES
+        data = os.pread(self._levels[number].descriptor, length, place)
         if len(data) != length:
             raise TilesDamaged(f"tiles/L{number} does not reach event {end - 1}")
         return fold(data)

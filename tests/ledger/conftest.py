@@ -52,11 +52,13 @@ class Place:
         number = next(self.clock_us)
         return number, number - 1_790_000_000_000_000
 
-    def open(self, *, durability: str = "power", volume: Volume | None = None) -> Ledger:
+    def open(
+        self, *, durability: str = "power", volume: Volume | None = None, **more: object
+    ) -> Ledger:
         """Open the ledger; the fixture closes it."""
         ledger = Ledger.open(
             str(self.ledger), str(self.anchor), log_id=LOG_ID, signing_key=SIGNING_KEY,
-            durability=durability, now=self.now, volume=volume,
+            durability=durability, now=self.now, volume=volume, **more,
         )
         self.opened.append(ledger)
         return ledger
