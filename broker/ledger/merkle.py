@@ -42,12 +42,10 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 def fold(hashes: bytes) -> bytes:
     """Hash a complete subtree: a power of two of 32-byte hashes, end to end."""
+    sha256 = hashlib.sha256
     while len(hashes) > HASH_BYTES:
         hashes = b"".join(
-            [
-                hashlib.sha256(b"\x01" + hashes[at : at + 64]).digest()
-                for at in range(0, len(hashes), 64)
-            ]
+            [sha256(b"\x01" + hashes[at : at + 64]).digest() for at in range(0, len(hashes), 64)]
         )
     return hashes
 
