@@ -7,6 +7,7 @@ read again only against the digest that the ledger holds. It leaves that check t
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from broker.keys import sync_directory
@@ -34,11 +35,16 @@ class BundleFolder:
         descriptor = os.open(
             unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
         )
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(unfinished, path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(unfinished, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+            raise
         sync_directory(self._directory)
 
     def read(self, bundle_sha256: str, *, bytes_max: int) -> bytes | None:

@@ -79,7 +79,7 @@ class StoreBundle(msgspec.Struct, frozen=True, gc=False):
 
 
 class Evidence(msgspec.Struct, frozen=True, gc=False):
-    """Answer a read of the ledger: the shell asks the ledger after the turn's commit."""
+    """Answer a read of the ledger: of what was committed before this turn, with the newest head."""
 
     to: Origin
     request_id: str

@@ -2,25 +2,26 @@
 
 Rules this file keeps:
 - Persist, then speak: what a turn decided is appended in the order of the decisions, committed by
-  one
-  write and one flush, and only then sent, spawned or killed.
+  one write and one flush, and only then sent, spawned or killed.
 - Nothing but the commit may block. Starts and exits of workers come back as arrivals.
+- A worker's end is told to the core after everything it had sent, with its exit status if there is
+  one: connection and process end in either order, and the second is waited for a moment.
 - When the ledger fails, everything queued is dropped, without a reply, and the process ends with
   74.
 
 It leaves decisions to `broker.core`, sockets to `broker.transport`, bytes on disk to
-`broker.ledger` and start-up to `broker.serve`. Source: specification INV-PNP-07, INV-PNP-10;
-docs/ARCHITECTURE.md.
+`broker.ledger`, reads of them to `broker.answers` and start-up to `broker.serve`. Source:
+specification INV-PNP-07, INV-PNP-10; docs/ARCHITECTURE.md.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
+from broker.answers import UNREADABLE, Answers, refusal
 from broker.arrivals import (
     Arrival,
     FrontFrames,
@@ -47,28 +48,26 @@ from broker.effects import (
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import Exited, LocalLauncher, Started
 from broker.ledger.commit import Appended, Ledger
-from broker.ledger.errors import PositionUnknown
-from broker.transport import Transport
+from broker.sockets import TransportRefused
+from broker.transport import SendOutcome, Transport
 from schemas import codec
-from schemas.events import Event, EventFields, FrameOut, LedgerClose, ReplyUndeliverable
-from schemas.launch import LaunchDocument
-from schemas.messages import (
-    Consistency,
-    Head,
-    Proof,
-    Receipt,
-    Refusal,
-    Reply,
-    RequestStory,
-    Run,
-    type_name,
+from schemas.events import (
+    Event,
+    EventFields,
+    FrameOut,
+    GatewayDegraded,
+    LedgerClose,
+    PluginReject,
+    ReplyUndeliverable,
 )
-from schemas.refusals import REFUSALS, RefusalCode
+from schemas.launch import LaunchDocument
+from schemas.messages import Refusal, Registered, Run, type_name
+from schemas.refusals import RefusalCode
 
 TURN_MS_MAX: Final = 1_000
-STORIES_MAX: Final = 20_000
-STORY_EVENTS_MAX: Final = 64
 LAUNCH_VALID_US: Final = 60_000_000
+SETTLE_MS: Final = 250
+"""How long the second of a worker's two ends, connection and process, is waited for."""
 
 
 class BundleStore(Protocol):
@@ -82,7 +81,7 @@ class BundleStore(Protocol):
 
 
 class SignalSource(Protocol):
-    """Signals to the process, as something to watch."""
+    """Signals to the process, as something to watch; only requests to stop are counted."""
 
     @property
     def fd(self) -> int:
@@ -100,6 +99,14 @@ class Clock(Protocol):
 
     def wall_us(self) -> int:
         """Give the wall time of the last tick."""
+
+
+class _Leaving(NamedTuple):
+    """A worker of whose end one half was seen: until when the other is waited for; its status."""
+
+    until_us: int
+    status: int | None = None
+    signal: int | None = None
 
 
 class Gateway:
@@ -129,8 +136,8 @@ class Gateway:
         self._last = Appended(0, "")
         self._outbox: list[tuple[Origin | str, bytes, FrameOut]] = []
         self._after: list[Spawn | Kill | SetKeys] = []
-        self._stories: OrderedDict[str, list[int]] = OrderedDict()
-        self._consistency: tuple[int, int, tuple[str, ...]] = (0, 0, ())
+        self._answers = Answers(ledger, self._unreadable)
+        self._leaving: dict[str, _Leaving] = {}
         transport.watch(launcher.fd)
         transport.watch(signals.fd)
 
@@ -151,11 +158,12 @@ class Gateway:
     def _timeout_ms(self) -> int:
         if self._ledger.pending:
             return 0
+        longest_ms = SETTLE_MS if self._leaving else TURN_MS_MAX
         deadline = self._core.next_deadline()
         if deadline is None:
-            return TURN_MS_MAX
+            return longest_ms
         # Rounded up, so that a turn does not come a moment before what it waits for.
-        return max(0, min(TURN_MS_MAX, (deadline - self._clock.tick()) // 1000 + 1))
+        return max(0, min(longest_ms, (deadline - self._clock.tick()) // 1000 + 1))
 
     def turn(self, arrivals: list[Arrival]) -> None:
         """Take what arrived, decide all of it, commit once, then act."""
@@ -167,6 +175,9 @@ class Gateway:
             self.perform(self._decide(arrival, self._clock.tick()))
         deadline = self._core.next_deadline()
         now = self._clock.tick()
+        for incarnation, leaving in list(self._leaving.items()):
+            if leaving.until_us <= now:
+                self.perform(self._left(incarnation, now))
         if deadline is not None and deadline <= now:
             self.perform(self._core.tick(now))
         self._conclude()
@@ -200,8 +211,16 @@ class Gateway:
         if isinstance(arrival, WorkerIntruder):
             return core.worker_intruded(arrival.incarnation, now)
         if isinstance(arrival, WorkerDisconnected):
-            return core.worker_exited(arrival.incarnation, None, None, now)
+            if self._launcher.runs(arrival.incarnation):
+                self._leaving[arrival.incarnation] = _Leaving(now + SETTLE_MS * 1000)
+                return []
+            return self._left(arrival.incarnation, now)
         return []
+
+    def _left(self, incarnation: str, now: int) -> list[Effect]:
+        """Both halves of a worker's end were seen, or the second did not come in time."""
+        _, status, signal = self._leaving.pop(incarnation, _Leaving(now))
+        return self._core.worker_exited(incarnation, status, signal, now)
 
     def _readable(self, fd: int, now: int) -> list[Effect]:
         """A signal came, or the launcher has something to tell."""
@@ -217,9 +236,11 @@ class Gateway:
                 self._transport.admit_worker(report.incarnation, report.pid, os.getuid())
                 effects += core.worker_started(report.incarnation, report.pid, now)
             elif isinstance(report, Exited):
-                effects += core.worker_exited(
-                    report.incarnation, report.status, report.signal, now
+                self._leaving[report.incarnation] = _Leaving(
+                    now + SETTLE_MS * 1000, report.status, report.signal
                 )
+                if not self._transport.holds(report.incarnation):
+                    effects += self._left(report.incarnation, now)
             else:
                 effects += core.spawn_failed(report.incarnation, report.reason, now)
         return effects
@@ -233,7 +254,7 @@ class Gateway:
             self._core.recorded(fields, appended.seq)
         request_id = getattr(fields, "request_id", None)
         if request_id is not None:
-            self._remember(request_id, appended.seq)
+            self._answers.remember(request_id, fields, appended.seq)
         return appended
 
     def restore(self, event: Event) -> None:
@@ -241,7 +262,7 @@ class Gateway:
         self._core.restore(event)
         request_id = getattr(event.fields, "request_id", None)
         if request_id is not None:
-            self._remember(request_id, event.seq)
+            self._answers.remember(request_id, event.fields, event.seq)
 
     def perform(self, effects: list[Effect]) -> None:
         """Do what the core decided, in order; what leaves the process waits for the commit."""
@@ -253,16 +274,46 @@ class Gateway:
             elif isinstance(effect, Order):
                 self._order(effect)
             elif isinstance(effect, StoreBundle):
-                self._bundles.store(effect.bundle_sha256, effect.data)
+                try:
+                    self._bundles.store(effect.bundle_sha256, effect.data)
+                except OSError as error:
+                    # Nothing that this bundle's registration would bring about happens.
+                    self._not_stored(effect, effects, error)
+                    return
             elif isinstance(effect, Evidence):
-                self._send(Send(effect.to, self._evidence(effect)))
+                self._send(Send(effect.to, self._answers.evidence(effect)))
             else:
                 self._after.append(effect)
+
+    def _not_stored(
+        self, effect: StoreBundle, effects: list[Effect], error: OSError
+    ) -> None:
+        """Refuse a bundle that the volume does not take, and forget that it was accepted."""
+        for reply in effects:
+            if isinstance(reply, Send) and isinstance(reply.message, Registered):
+                registered = reply.message
+                self._core.state.plugins.pop((registered.plugin, registered.version), None)
+                self._last = self.append(PluginReject(
+                    bundle_sha256=effect.bundle_sha256, code=RefusalCode.LOW_SPACE,
+                    plugin=registered.plugin, version=registered.version, actor=reply.to.key_id,
+                ))
+                self._send(msgspec.structs.replace(reply, message=refusal(
+                    registered.request_id, RefusalCode.LOW_SPACE,
+                    f"the bundle cannot be stored ({error.strerror})",
+                )))
+
+    def _unreadable(self) -> None:
+        """Say once that the stored ledger cannot be read back."""
+        degraded = self._core.state.degraded
+        if UNREADABLE not in degraded:
+            degraded.add(UNREADABLE)
+            self.append(GatewayDegraded(reason=UNREADABLE))
 
     def _send(self, effect: Send) -> None:
         message = effect.message
         if effect.receipt:
-            message = msgspec.structs.replace(message, receipt=self._receipt(effect.known_size))
+            receipt = self._answers.receipt(self._last, effect.known_size)
+            message = msgspec.structs.replace(message, receipt=receipt)
         frame = codec.encode(message)
         event = FrameOut(
             plane=effect.to.front, peer=effect.to.key_id,
@@ -297,13 +348,14 @@ class Gateway:
                 else self._transport.send(to, frame)
             )
             if outcome != "sent":
-                self._undeliverable(to, event, "full" if outcome == "full" else "gone")
+                self._undeliverable(to, event, outcome)
         for effect in after:
             if isinstance(effect, Spawn):
                 self._spawn(effect)
             elif isinstance(effect, Kill):
                 self._transport.close_worker(effect.incarnation)
                 self._launcher.kill(effect.incarnation)
+                self._external.withdraw(effect.incarnation)
             else:
                 self._transport.set_keys(effect.front, effect.keys)
         if ledger.roll_due:
@@ -312,17 +364,29 @@ class Gateway:
         if ledger.checkpoint_due():
             ledger.checkpoint()
 
-    def _undeliverable(self, to: Origin | str, event: FrameOut, reason: str) -> None:
-        """Say in the ledger that a frame did not leave; a worker that does not listen is lost."""
+    def _undeliverable(self, to: Origin | str, event: FrameOut, outcome: SendOutcome) -> None:
+        """Say in the ledger that a frame did not leave; a worker that does not read is lost.
+
+        Of a worker that went, the transport tells by itself, after what it had sent.
+        """
         self.append(ReplyUndeliverable(
             plane=event.plane, peer=event.peer, type=event.type,
-            reason="full" if reason == "full" else "gone",
+            reason="full" if outcome == "full" else "gone",
             request_id=event.request_id, call=event.call,
         ))
-        if isinstance(to, str):
+        if isinstance(to, str) and outcome == "full":
             self.perform(self._core.worker_exited(to, None, None, self._clock.tick()))
 
     def _spawn(self, effect: Spawn) -> None:
+        """Start one worker; where the machine does not let us, the core hears of it."""
+        try:
+            self._launch(effect)
+        except (TransportRefused, OSError) as error:
+            self._transport.close_worker(effect.incarnation)
+            now = self._clock.tick()
+            self.perform(self._core.spawn_failed(effect.incarnation, str(error), now))
+
+    def _launch(self, effect: Spawn) -> None:
         endpoint = self._transport.open_worker(effect.incarnation)
         workers = self._core.state.config.workers
         document = LaunchDocument(
@@ -345,76 +409,6 @@ class Gateway:
         data = msgspec.json.encode(document)
         if effect.launcher == "external":
             self._transport.admit_worker(effect.incarnation, None, os.getuid())
-            self._external.launch(effect.plugin, data)
+            self._external.launch(effect.incarnation, effect.plugin, data)
         else:
             self._launcher.launch(effect.incarnation, data)
-
-    # --- evidence ---
-
-    def _receipt(self, known_size: int | None) -> Receipt:
-        """Point at the event that was appended last; add the checkpoint a client lacks."""
-        ledger = self._ledger
-        if known_size is None or ledger.head_size <= known_size:
-            return Receipt(
-                log_id=ledger.log_id, seq=self._last.seq, event_hash=self._last.event_hash
-            )
-        if self._consistency[:2] != (known_size, ledger.head_size):
-            hashes = ledger.prove_consistency(known_size) if known_size else []
-            self._consistency = (
-                known_size, ledger.head_size, tuple(entry.hex() for entry in hashes)
-            )
-        return Receipt(
-            log_id=ledger.log_id, seq=self._last.seq, event_hash=self._last.event_hash,
-            checkpoint=ledger.head, consistency=self._consistency[2],
-        )
-
-    def _evidence(self, effect: Evidence) -> Reply:
-        ledger = self._ledger
-        ask = effect.request_id
-        try:
-            if effect.query == "head":
-                return Head(
-                    request_id=ask, checkpoint=ledger.head, verifier_key=ledger.verifier_key
-                )
-            if effect.query == "prove":
-                hashes = ledger.prove(effect.number)
-                return Proof(
-                    request_id=ask, seq=effect.number, checkpoint=ledger.head,
-                    line=ledger.line(effect.number).decode().rstrip("\n"),
-                    hashes=tuple(entry.hex() for entry in hashes),
-                )
-            if effect.query == "prove_consistency":
-                path = ledger.prove_consistency(effect.number) if effect.number else []
-                return Consistency(
-                    request_id=ask, old_size=effect.number, checkpoint=ledger.head,
-                    hashes=tuple(entry.hex() for entry in path),
-                )
-        except PositionUnknown:
-            code = (RefusalCode.SEQ_UNKNOWN if effect.query == "prove"
-                    else RefusalCode.SIZE_UNKNOWN)
-            return _refusal(ask, code)
-        seqs = self._stories.get(effect.target)
-        if seqs is None:
-            return _refusal(ask, RefusalCode.REQUEST_UNKNOWN)
-        durable = [seq for seq in seqs if seq < ledger.head_size]
-        return RequestStory(
-            request_id=ask, target=effect.target,
-            lines=tuple(ledger.line(seq).decode().rstrip("\n") for seq in durable),
-        )
-
-    def _remember(self, request_id: str, seq: int) -> None:
-        """Keep the positions of recent requests' events for `show_request`, bounded."""
-        seqs = self._stories.get(request_id)
-        if seqs is None:
-            seqs = self._stories[request_id] = []
-            if len(self._stories) > STORIES_MAX:
-                self._stories.popitem(last=False)
-        if len(seqs) < STORY_EVENTS_MAX:
-            seqs.append(seq)
-
-
-def _refusal(request_id: str, code: RefusalCode) -> Refusal:
-    info = REFUSALS[code]
-    return Refusal(
-        request_id=request_id, code=code, message=f"{info.title}. {info.reason}", hint=info.remedy
-    )

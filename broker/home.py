@@ -93,7 +93,7 @@ endpoint = {omega}
 endpoint = {admin}
 """
 _POLICY: Final = """\
-# What plugins may do. Everything absent is refused; SIGHUP reads this file again.
+# What plugins may do. Everything absent is refused. It is read when the gateway starts.
 #
 # [grants."text-*"]
 # capabilities = ["clock.read"]

@@ -25,9 +25,9 @@ UNFINISHED: Final = "handshake not finished in time"
 NOT_ZMTP: Final = "not the ZeroMQ protocol"
 
 _EVENTS: Final = (
-    zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 _EVENT: Final = struct.Struct("=HI")
 _EVENTS_PER_TURN: Final = 4096
@@ -44,6 +44,8 @@ class ConnectionMonitor:
         self.socket = socket.context.socket(zmq.PAIR)
         self.socket.linger = 0
         self.socket.connect(endpoint)
+        self.listener = -1
+        """The descriptor that libzmq listens on, which is libzmq's."""
         self.refused: dict[str, int] = {}
         self.succeeded = 0
         self.lost = 0
@@ -85,6 +87,8 @@ class ConnectionMonitor:
             self._finish_oldest()
         elif event == zmq.EVENT_DISCONNECTED:
             self._disconnected(value)
+        elif event == zmq.EVENT_LISTENING:
+            self.listener = value
         else:
             self._failures_open += 1
             self._refuse(_reason(event, value))

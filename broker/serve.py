@@ -1,8 +1,10 @@
 """Start-up and end of a gateway, in order; nothing is routed before all of it has succeeded.
 
-Order: home → launcher → seal → sockets (with their self-test) → ledger → fold → loop. The broker
-gives up what it does not need before its first socket, because Landlock is per thread and a socket
-starts threads; the launcher is begun before that, because a sealed broker can start nothing.
+Order: home → launcher → seal → sockets (with their self-test) → ledger → fold → endpoints → loop.
+The broker gives up what it does not need before its first socket, because Landlock is per thread
+and a socket starts threads; the launcher is begun before that, because a sealed broker can start
+nothing. Connecting is given up after the self-test. Nobody can reach a front, and nothing of
+another gateway is removed, before the ledger is ours and folded.
 
 It leaves the loop to `broker.gateway`. Every failure is one exception with a sentence; the command
 line gives it its exit status. Source: docs/ARCHITECTURE.md, section "Start".
@@ -13,17 +15,20 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
 import secrets
 import signal
 import time
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Final
 
 import zmq
 from nacl.signing import SigningKey
 
 from broker.administration import loaded_plugin
 from broker.bundles import BundleFolder
+from broker.config import GatewayConfig
 from broker.core import Core
 from broker.gateway import Gateway
 from broker.home import Home, find_home, load_home, prepare_run_directory
@@ -36,18 +41,26 @@ from broker.log import Log, open_log
 from broker.policy import policy_digest
 from broker.seal import refuse_connections, seal_broker
 from broker.state import Edge, KnownKey, State
-from broker.transport import FrontSetup, Transport
+from broker.stations import HALF_OPEN_MAX
+from broker.transport import FrontSetup, Transport, TransportRefused
 from broker.trust.errors import TrustRefused
 from broker.trust.validation import load_registered
 from schemas.events import (
     EventFields,
     KeyChange,
+    LedgerClose,
     LedgerOpen,
     PolicyChange,
     TrustChange,
 )
 from schemas.manifest import BUNDLE_BYTES_MAX
 from schemas.names import API_VERSION, FRAME_BYTES_MAX_ADMIN, FRAME_BYTES_MAX_OMEGA
+from schemas.refusals import RefusalCode
+
+DESCRIPTORS_PER_WORKER: Final = 6
+"""Three sockets, a listener, a connection, and what is opened in passing."""
+DESCRIPTORS_OF_OUR_OWN: Final = 128
+"""Ledger, fronts, launcher, Python; measured below 50."""
 
 
 class SystemClock:
@@ -74,13 +87,17 @@ class SystemClock:
 
 
 class StopSignals:
-    """SIGTERM and SIGINT as a descriptor to watch: each is one request to stop."""
+    """SIGTERM and SIGINT as a descriptor to watch: each is one request to stop.
 
-    def __init__(self) -> None:
-        """Catch both signals from here on."""
+    SIGHUP, also a terminal that was closed, ends nothing.
+    """
+
+    def __init__(self, log: Log) -> None:
+        """Catch the signals from here on."""
+        self._log = log
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda _number, _frame: None)
 
     @property
@@ -90,12 +107,15 @@ class StopSignals:
 
     def take(self) -> int:
         """Give how many requests to stop came since the last time."""
+        numbers = b""
         with contextlib.suppress(BlockingIOError):
-            return sum(
-                1 for number in os.read(self._read, 64)
-                if number in (signal.SIGTERM, signal.SIGINT)
-            )
-        return 0
+            numbers = os.read(self._read, 64)
+        if signal.SIGHUP in numbers:
+            # Where the terminal is gone, stderr may be too.
+            with contextlib.suppress(OSError):
+                self._log.warning("SIGHUP is ignored; gateway.toml and policy.toml are read at "
+                                  "the start")
+        return sum(number in (signal.SIGTERM, signal.SIGINT) for number in numbers)
 
 
 def serve(home_path: str | None, overrides: dict[str, str]) -> int:
@@ -121,7 +141,8 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         launcher = LocalLauncher.start(worker_stderr=home.config.domain == "development")
         stack.callback(launcher.close)
         external = ExternalLauncher(home.run_directory)
-        signals = StopSignals()
+        signals = StopSignals(log)
+        raise_descriptor_limit(home.config)
         seal_broker(writable=home.writable, tcp_ports=home.tcp_ports)
         transport = _open_transport(home)
         stack.callback(transport.close)
@@ -145,27 +166,64 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
             bundles=BundleFolder(home.bundles), signals=signals, clock=clock,
         )
         _begin(home, core, gateway, ledger, clock)
+        _admit(core.state, transport)
+        try:
+            transport.listen()
+        except TransportRefused:
+            gateway.append(LedgerClose(reason="failed"))
+            raise
+        external.clear()
         _announce(home, log, ledger)
         status = gateway.run()
         log.info("stopped", ledger_size=ledger.size)
         return status
 
 
+def raise_descriptor_limit(config: GatewayConfig) -> None:
+    """Take as many descriptors as the system gives, so that connections cannot use up all.
+
+    The launcher and its workers, begun before, keep the limit that this process was started with.
+
+    Raises:
+        TransportRefused: that is not enough for what the configuration allows.
+    """
+    fronts = config.omega.connections_max + config.admin.connections_max + 2 * HALF_OPEN_MAX
+    workers = config.limits.workers_max * DESCRIPTORS_PER_WORKER
+    needed = fronts + workers + DESCRIPTORS_OF_OUR_OWN
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise TransportRefused(
+            RefusalCode.CONFIG_INVALID,
+            f"{hard} descriptors are allowed and {needed} are needed: raise the hard limit of open "
+            "files, or lower connections_max or workers_max in gateway.toml",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _open_transport(home: Home) -> Transport:
+    """Make the sockets; nobody is admitted, because the ledger has not said who was revoked."""
     config = home.config
-    clients = home.clients.items()
-    omega = {key.public_key: name for name, key in clients if key.role == "omega"}
-    admin = {key.public_key: name for name, key in clients if key.role != "omega"}
     return Transport.open(
         omega=FrontSetup(
-            home.omega_endpoint, home.keys.front_omega.secret, omega, FRAME_BYTES_MAX_OMEGA,
+            home.omega_endpoint, home.keys.front_omega.secret, {}, FRAME_BYTES_MAX_OMEGA,
             config.omega.high_water_mark, config.omega.connections_max,
         ),
         admin=FrontSetup(
-            home.admin_endpoint, home.keys.front_admin.secret, admin, FRAME_BYTES_MAX_ADMIN,
+            home.admin_endpoint, home.keys.front_admin.secret, {}, FRAME_BYTES_MAX_ADMIN,
             config.admin.high_water_mark, config.admin.connections_max,
         ),
         run_directory=home.run_directory,
+    )
+
+
+def _admit(state: State, transport: Transport) -> None:
+    """Give each front its keys, without those that the ledger says were revoked."""
+    keys = [key for key in state.keys.values() if key.key_id not in state.inventory.revoked_keys]
+    transport.set_keys(
+        "front.omega", {key.public_key: key.key_id for key in keys if key.role == "omega"}
+    )
+    transport.set_keys(
+        "front.admin", {key.public_key: key.key_id for key in keys if key.role != "omega"}
     )
 
 
@@ -238,12 +296,12 @@ def _load_plugins(home: Home, state: State, bundles: BundleFolder) -> Iterator[t
                 registered = load_registered(
                     data or b"", entry.manifest_sha256, entry.bundle_sha256, home.config.domain
                 )
+                # Also a schema that is not admitted any more costs its version only.
+                loaded = loaded_plugin(registered.manifest, registered.bundle)
             except TrustRefused:
                 yield record.plugin, entry.version
                 continue
-            state.plugins[record.plugin, entry.version] = loaded_plugin(
-                registered.manifest, registered.bundle
-            )
+            state.plugins[record.plugin, entry.version] = loaded
 
 
 def _changes(home: Home, state: State) -> Iterator[EventFields]:

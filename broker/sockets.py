@@ -5,7 +5,8 @@ Rules this file keeps:
   it: with an empty domain that very option switches authentication off. Both are read back.
 - A size limit holds for each frame; CURVE adds 33 bytes to it.
 - An ipc path is looked at before it is bound, because libzmq replaces whatever lies there. A socket
-  file is removed only when nobody answers on it.
+  file is removed only when nobody answers on it; asking needs a connection, which the broker gives
+  up before it serves, so `clear_endpoint` and `stale_sockets` come at the start.
 - Nobody but the owner may enter the folder of an ipc socket.
 
 Who is admitted is left to `broker.zap`. Source: zmq_setsockopt(3); unix(7); ZeroMQ RFC 27.
@@ -13,10 +14,12 @@ Who is admitted is left to `broker.zap`. Source: zmq_setsockopt(3); unix(7); Zer
 
 from __future__ import annotations
 
+import array
 import errno
 import os
 import socket as system_socket
 import stat
+import struct
 from typing import Final
 
 import zmq
@@ -27,6 +30,9 @@ CURVE_OVERHEAD_BYTES: Final = 33
 IPC_PATH_BYTES_MAX: Final = 107
 _ZAP_ENFORCE_DOMAIN: Final = 93
 """A draft option that every libzmq since 4.3.0 compiles in; pyzmq's wheels have no name for it."""
+
+_SO_ATTACH_FILTER: Final = 26
+_SO_DETACH_FILTER: Final = 27
 
 ZmqSocket = zmq.Socket[bytes]
 ZmqContext = zmq.Context[ZmqSocket]
@@ -124,6 +130,28 @@ def require_private_directory(path: str) -> None:
         )
 
 
+def clear_endpoint(endpoint: str) -> None:
+    """Remove the socket file that a broker left behind at an ipc endpoint.
+
+    Raises:
+        TransportRefused: somebody answers there, no socket lies there, or the path is too long.
+    """
+    path = ipc_path(endpoint)
+    if path is not None and _lies_at(path):
+        if not _nobody_answers(path):
+            raise TransportRefused(
+                RefusalCode.SOCKET_IN_USE, f"{path}: another process serves this endpoint"
+            )
+        os.unlink(path)
+
+
+def stale_sockets(directory: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Give the socket files in a folder with such names, on which nobody answers."""
+    names = sorted(name for name in os.listdir(directory) if name.endswith(suffixes))
+    return [path for path in (os.path.join(directory, name) for name in names)
+            if _nobody_answers(path)]
+
+
 def bind(socket: ZmqSocket, endpoint: str) -> None:
     """Bind a server socket; for ipc, look at the path first and keep others out of the file.
 
@@ -131,8 +159,10 @@ def bind(socket: ZmqSocket, endpoint: str) -> None:
         TransportRefused: the endpoint is in use, its path is too long, or the system refused.
     """
     path = ipc_path(endpoint)
-    if path is not None:
-        _clear_path(path)
+    if path is not None and _lies_at(path):
+        raise TransportRefused(
+            RefusalCode.SOCKET_IN_USE, f"{path}: another process serves this endpoint"
+        )
     mask = os.umask(0o077)
     try:
         socket.bind(endpoint)
@@ -161,8 +191,35 @@ def unlink_socket(endpoint: str) -> None:
             return
 
 
-def _clear_path(path: str) -> None:
-    """Make sure that nothing lies at `path`, removing only a socket on which nobody answers."""
+def shut_listener(descriptor: int, *, shut: bool) -> None:
+    """Let the kernel drop what arrives for a listening TCP socket, or take it in again.
+
+    Connections that are there go on, the address stays ours, and a peer's own retries bring it in
+    later. Unbinding would end every connection instead (libzmq 4.3.5). Source: socket(7),
+    SO_ATTACH_FILTER.
+
+    Args:
+        descriptor: the listening socket, which stays its owner's.
+        shut: whether to drop or to take in.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    listener = system_socket.socket(fileno=descriptor)
+    try:
+        if shut:
+            # One instruction: return 0, that is, keep nothing of the packet.
+            program = array.array("B", struct.pack("=HBBI", 6, 0, 0, 0))
+            described = struct.pack("@HP", 1, program.buffer_info()[0])
+            listener.setsockopt(system_socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
+        else:
+            listener.setsockopt(system_socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+    finally:
+        listener.detach()
+
+
+def _lies_at(path: str) -> bool:
+    """Say whether a socket lies at a path; anything else there is refused."""
     if len(os.fsencode(path)) > IPC_PATH_BYTES_MAX:
         raise TransportRefused(
             RefusalCode.CONFIG_INVALID,
@@ -171,14 +228,15 @@ def _clear_path(path: str) -> None:
     try:
         status = os.lstat(path)
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(status.st_mode):
         raise TransportRefused(RefusalCode.SOCKET_IN_USE, f"{path}: is there and is no socket")
+    return True
+
+
+def _nobody_answers(path: str) -> bool:
+    """Say whether a socket file has no listener; what is no socket has none to ask."""
     with system_socket.socket(system_socket.AF_UNIX, system_socket.SOCK_STREAM) as probe:
         probe.settimeout(0)
-        answer = probe.connect_ex(path)
-    if answer != errno.ECONNREFUSED:
-        raise TransportRefused(
-            RefusalCode.SOCKET_IN_USE, f"{path}: another process serves this endpoint"
-        )
-    os.unlink(path)
+        refused = probe.connect_ex(path) == errno.ECONNREFUSED
+    return refused and stat.S_ISSOCK(os.lstat(path).st_mode)

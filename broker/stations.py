@@ -1,13 +1,15 @@
 """One socket under watch: whose it is, its connections, and its messages, bounded.
 
-Rules this file keeps: a turn takes a bounded number of messages; a message of too many frames is
-thrown away over as many turns as it needs and told as one fact; a front's frame without the user id
-that ZAP gave its connection is not handed on. It leaves meaning to `broker.core` and waiting to
-`broker.transport`.
+Rules this file keeps: a turn takes a bounded number of messages and, over all sockets, of bytes,
+but at least one message of each; a message of too many frames is thrown away over as many turns as
+it needs and told as one fact; a front's frame without the user id that ZAP gave its connection is
+not handed on; that a worker went is told after everything it had sent. It leaves meaning to
+`broker.core` and waiting to `broker.transport`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Final, Literal
 
@@ -25,16 +27,27 @@ from broker.arrivals import (
 )
 from broker.effects import Front, Origin
 from broker.monitor import ConnectionMonitor
-from broker.sockets import ZmqSocket, bind, unlink_socket
+from broker.sockets import ZmqSocket, bind, ipc_path, shut_listener, unlink_socket
 from broker.zap import FrontDoor, WorkerDoor
 from schemas.events import Plane
 
 MESSAGES_PER_TURN: Final = 64
 FRAMES_DROPPED_PER_TURN: Final = 4096
+BYTES_PER_TURN: Final = 32 * 1024 * 1024
+HALF_OPEN_MAX: Final = 64
+"""Connections of a TCP front beyond its bound, each soon refused, before its door is shut."""
 NO_USER_ID: Final = "frame without an authenticated key"
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _KEY_ID: Final = re.compile(r"[0-9a-f]{16}")
+
+
+class TurnBudget:
+    """How many bytes all sockets together may still take in this turn."""
+
+    def __init__(self) -> None:
+        """Begin with a whole turn's."""
+        self.bytes_left = BYTES_PER_TURN
 
 
 class Station:
@@ -42,9 +55,16 @@ class Station:
 
     rank = 3
 
-    def __init__(self, socket: ZmqSocket, plane: Plane, name: str, endpoint: str) -> None:
-        """Attach a monitor to `socket`, which is not bound yet."""
+    def __init__(
+        self, socket: ZmqSocket, plane: Plane, name: str, endpoint: str, budget: TurnBudget
+    ) -> None:
+        """Attach a monitor to `socket`, which is not bound yet.
+
+        Raises:
+            zmq.ZMQError: no descriptor is left.
+        """
         self.socket = socket
+        self.budget = budget
         self.plane: Plane = plane
         self.name = name
         self.endpoint = endpoint
@@ -71,6 +91,8 @@ class Station:
                     self._drop(self._dropping, arrivals)
                     return True
                 self._receive(arrivals)
+                if self.budget.bytes_left <= 0:
+                    return True
         except zmq.Again:
             return False
         return True
@@ -105,6 +127,7 @@ class Station:
                 self._dropping = OversizedMessage(self.plane, peer, len(frames), size)
                 return False
             frames.append(self.socket.recv(_NOBLOCK))
+        self.budget.bytes_left -= sum(map(len, frames))
         return True
 
     def _drop(self, so_far: OversizedMessage, arrivals: list[Arrival]) -> None:
@@ -132,14 +155,29 @@ class MonitorStation:
 
 
 class FrontStation(Station):
-    """A front's ROUTER."""
+    """A front's ROUTER. OMEGA's is drained before the operators'."""
 
-    def __init__(self, socket: ZmqSocket, front: Front, endpoint: str, door: FrontDoor) -> None:
+    def __init__(
+        self, socket: ZmqSocket, front: Front, endpoint: str, door: FrontDoor, budget: TurnBudget
+    ) -> None:
         """Let `door` count this front's connections."""
-        super().__init__(socket, front, front, endpoint)
+        super().__init__(socket, front, front, endpoint, budget)
+        self.rank = 3 if front == "front.omega" else 4
         self.front: Front = front
         self.door = door
+        self.shut = False
         door.connections = self.monitor.connections
+
+    def report_connections(self, arrivals: list[Arrival]) -> bool:
+        """Shut the door of a TCP front while strangers hold more than a few too many."""
+        more = super().report_connections(arrivals)
+        crowded = self.monitor.connections() > self.door.connections_max + HALF_OPEN_MAX
+        if crowded != self.shut and self._bound and ipc_path(self.endpoint) is None:
+            # A kernel out of memory leaves the door as it is; the next event tries again.
+            with contextlib.suppress(OSError):
+                shut_listener(self.monitor.listener, shut=crowded)
+                self.shut = crowded
+        return more
 
     def _receive(self, arrivals: list[Arrival]) -> None:
         first = self.socket.recv(_NOBLOCK, copy=False)
@@ -163,9 +201,11 @@ class WorkerStation(Station):
 
     rank = 2
 
-    def __init__(self, socket: ZmqSocket, endpoint: str, door: WorkerDoor) -> None:
+    def __init__(
+        self, socket: ZmqSocket, endpoint: str, door: WorkerDoor, budget: TurnBudget
+    ) -> None:
         """Serve the incarnation of `door`."""
-        super().__init__(socket, "worker", door.incarnation, endpoint)
+        super().__init__(socket, "worker", door.incarnation, endpoint, budget)
         self.door = door
         self.state: Literal["awaited", "connected", "gone"] = "awaited"
 
@@ -175,6 +215,9 @@ class WorkerStation(Station):
         if self.monitor.succeeded:
             self._came(arrivals)
         if self.monitor.lost and self.state == "connected":
+            # What it had sent lies in the socket, and results among it count.
+            if self.drain(arrivals):
+                return True
             self.state = "gone"
             arrivals.append(WorkerDisconnected(self.name))
         return more

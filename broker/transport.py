@@ -2,11 +2,13 @@
 
 Rules this file keeps:
 - Start in this order: versions, libc's `rand` seeded, ZAP handler, fronts with their options read
-  back, self-test, and only then the endpoints. Stop in the other order: fronts first, ZAP last.
+  back, self-test; and only when all of the gateway is ready, by `listen`, the endpoints. Stop in
+  the other order: fronts first, ZAP last.
 - Who speaks is the socket and, on a front, the user id that ZAP gave the connection. A routing id
   is only the way back: never compared, logged or sent anywhere else.
-- A turn takes a bounded number of messages from each socket, monitors first, then handshakes,
-  workers and fronts. What is left is taken in the next turn.
+- A turn takes a bounded number of messages from each socket and a bounded number of bytes from
+  all, monitors first, then handshakes, workers, OMEGA's front and the operators'. What is left is
+  taken in the next turn.
 - ZMQ_FD tells of changes, not of states: a socket that was touched is asked again before the loop
   sleeps, so no message waits for the next one to come.
 - A send never blocks. It says whether the message left, the peer is gone, or its queue is full.
@@ -46,10 +48,20 @@ from broker.sockets import (
     TransportRefused,
     ZmqContext,
     ZmqSocket,
+    clear_endpoint,
     require_private_directory,
     server_socket,
+    stale_sockets,
+    unlink_socket,
 )
-from broker.stations import FrontStation, MonitorStation, Station, WorkerStation
+from broker.stations import (
+    BYTES_PER_TURN,
+    FrontStation,
+    MonitorStation,
+    Station,
+    TurnBudget,
+    WorkerStation,
+)
 from broker.zap import Doorkeeper, FrontDoor, WorkerDoor
 from schemas.names import FRAME_BYTES_MAX_WORKER
 from schemas.refusals import RefusalCode
@@ -123,7 +135,7 @@ class _Watched(Protocol):
 
 
 class Transport:
-    """The sockets of one broker; made by `open`, used from one thread."""
+    """The sockets of one broker; made by `open`, reachable from `listen` on; of one thread."""
 
     def __init__(self, run_directory: str, limits: TransportLimits) -> None:
         """Make the context and the ZAP handler; `open` does the rest."""
@@ -137,6 +149,8 @@ class Transport:
         self._fronts: dict[Front, FrontStation] = {}
         self._workers: dict[str, WorkerStation] = {}
         self._monitors: dict[Station, MonitorStation] = {}
+        self._budget = TurnBudget()
+        self._stale: list[str] = []
         self._doorkeeper = Doorkeeper(self._context)
         self._add(self._doorkeeper)
 
@@ -149,7 +163,7 @@ class Transport:
         run_directory: str,
         limits: TransportLimits = DEFAULT_LIMITS,
     ) -> Transport:
-        """Open both fronts, tried and ready; nobody can connect before the last step.
+        """Make both fronts, tried and ready; nobody can connect before `listen`.
 
         Args:
             omega: the front of OMEGA.
@@ -160,6 +174,7 @@ class Transport:
         Raises:
             TransportRefused: a socket would be weaker than it must be, or an endpoint is in use.
             ValueError: a key is malformed.
+            zmq.ZMQError: no descriptor is left.
         """
         if zmq.zmq_version_info() < LIBZMQ_FLOOR or not zmq.has("curve"):
             raise TransportRefused(
@@ -171,13 +186,26 @@ class Transport:
         transport = cls(run_directory, limits)
         try:
             for front, setup in zip(_FRONTS, (omega, admin), strict=True):
+                clear_endpoint(setup.endpoint)
                 transport._prepare_front(front, setup)
-            for station in transport._fronts.values():
-                station.bind()
+            # Asked while this process may still connect, removed when it serves.
+            transport._stale = stale_sockets(run_directory, (".worker", ".try"))
         except BaseException:
             transport.close(linger_ms=0)
             raise
         return transport
+
+    def listen(self) -> None:
+        """Bind both fronts: from here on clients can connect. Then remove what brokers left.
+
+        Raises:
+            TransportRefused: an endpoint is in use.
+        """
+        for station in self._fronts.values():
+            station.bind()
+        for path in self._stale:
+            unlink_socket(f"ipc://{path}")
+        self._stale.clear()
 
     def endpoint(self, front: Front) -> str:
         """Give the address a front listens on, with the port the system chose for a wildcard."""
@@ -195,6 +223,7 @@ class Transport:
             Facts in the order of the module's rules; none when the time is over.
         """
         arrivals, self._pending = self._pending, []
+        self._budget.bytes_left = BYTES_PER_TURN
         deadline = time.monotonic() + timeout_ms / 1000
         wait_s = 0.0 if arrivals or self._hot else timeout_ms / 1000
         while True:
@@ -250,8 +279,16 @@ class Transport:
         try:
             station.socket.send(frame, _NOBLOCK)
         except zmq.Again:
-            return "full"
+            # A worker that went takes nothing more, like one that does not read.
+            station.monitor.drain()
+            self._hot.add(self._monitors[station])
+            return "gone" if station.monitor.lost else "full"
         return "sent"
+
+    def holds(self, incarnation: str) -> bool:
+        """Say whether a worker was admitted and its disconnection is not told yet."""
+        station = self._workers.get(incarnation)
+        return station is not None and station.door.used and station.state != "gone"
 
     # --- Who may connect ---
 
@@ -267,8 +304,17 @@ class Transport:
         """Open one worker's socket with fresh keys; nobody is admitted before `admit_worker`.
 
         Raises:
-            TransportRefused: the path is taken or too long.
+            TransportRefused: the path is taken or too long, or no descriptor is left.
         """
+        try:
+            return self._open_worker(incarnation)
+        except (zmq.ZMQError, OSError) as error:
+            self.close_worker(incarnation)
+            raise TransportRefused(
+                RefusalCode.WORKER_START_FAILED, f"a worker's socket cannot be opened: {error}"
+            ) from None
+
+    def _open_worker(self, incarnation: str) -> WorkerEndpoint:
         server, worker = new_curve_pair(), new_curve_pair()
         endpoint = f"ipc://{os.path.join(self._run_directory, incarnation[:16])}.worker"
         socket = server_socket(
@@ -281,10 +327,14 @@ class Transport:
             handshake_ms=self._limits.worker_handshake_ms,
         )
         door = WorkerDoor(incarnation, curve_bytes(worker.public))
-        station = WorkerStation(socket, endpoint, door)
+        try:
+            station = WorkerStation(socket, endpoint, door, self._budget)
+        except zmq.ZMQError:
+            socket.close()
+            raise
         try:
             station.bind()
-        except TransportRefused:
+        except (TransportRefused, zmq.ZMQError):
             station.close(linger_ms=0)
             raise
         self._doorkeeper.register(incarnation, door)
@@ -343,7 +393,7 @@ class Transport:
             handshake_ms=self._limits.handshake_ms,
         )
         door = FrontDoor(_raw_keys(setup.keys), setup.connections_max)
-        station = FrontStation(socket, front, setup.endpoint, door)
+        station = FrontStation(socket, front, setup.endpoint, door, self._budget)
         self._doorkeeper.register(front, door)
         self._fronts[front] = station
         self._add_station(station)
@@ -368,15 +418,15 @@ class Transport:
 
     def _add(self, watched: _Watched) -> None:
         descriptor = watched.socket.fileno()
-        self._watched[descriptor] = watched
         self._epoll.register(descriptor, select.EPOLLIN)
+        self._watched[descriptor] = watched
         # What came before the descriptor was watched made its signal already.
         self._hot.add(watched)
 
     def _remove(self, watched: _Watched) -> None:
         descriptor = watched.socket.fileno()
-        self._epoll.unregister(descriptor)
-        del self._watched[descriptor]
+        if self._watched.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
         self._hot.discard(watched)
 
 

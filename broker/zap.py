@@ -40,9 +40,9 @@ class FrontDoor:
     def __init__(self, keys: dict[bytes, str], connections_max: int) -> None:
         """Remember the keys and the bound."""
         self.keys = keys
+        self.connections_max = connections_max
         self.connections: Callable[[], int] = int
         """Counts what is connected, this handshake included; the front's station sets it."""
-        self._connections_max = connections_max
 
     def decide(self, key: bytes) -> Verdict:
         """Admit a known key while there is room."""
@@ -50,7 +50,7 @@ class FrontDoor:
         if identifier is None:
             return _REFUSED
         # A temporary refusal: an honest client tries again by itself.
-        if self.connections() > self._connections_max:
+        if self.connections() > self.connections_max:
             return _CROWDED
         return b"200", b"", identifier.encode()
 
@@ -63,11 +63,11 @@ class WorkerDoor:
         self.incarnation = incarnation
         self.held: list[bytes] | None = None
         self.intruded = False
+        self.used = False
         self._key = key
         self._reported = False
         self._uid = -1
         self._pid: int | None = None
-        self._used = False
 
     def expect(self, pid: int | None, uid: int) -> None:
         """Take the launcher's report; `pid` None means a worker that an operator starts."""
@@ -84,14 +84,14 @@ class WorkerDoor:
             return _REFUSED
         peer = _IPC_ADDRESS.fullmatch(address)
         if (
-            self._used
+            self.used
             or peer is None
             or int(peer[1]) != self._uid
             or (self._pid is not None and int(peer[2]) != self._pid)
         ):
             self.intruded = True
             return _REFUSED
-        self._used = True
+        self.used = True
         return b"200", b"", self.incarnation.encode()
 
 

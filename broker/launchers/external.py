@@ -34,21 +34,28 @@ class ExternalLauncher:
     """Writes launch documents for operators. It knows no pid and reports nothing."""
 
     def __init__(self, run_directory: str) -> None:
-        """Use the folder `launch` of this run directory; call it before the broker's seal.
+        """Use the folder `launch` of this run directory.
 
         Raises:
             KeyFileRefused: the folder is open to others.
         """
         self._folder = os.path.join(run_directory, LAUNCH_FOLDER)
         make_private_directory(self._folder)
+        self._offered: dict[str, str] = {}
+
+    def clear(self) -> None:
+        """Remove every document of a broker that is gone: it would only lead a worker astray.
+
+        Call it when this broker is known to be the only one, that is, when it listens.
+        """
         for name in os.listdir(self._folder):
-            # A document of a broker that is gone would only lead a worker astray.
             os.unlink(os.path.join(self._folder, name))
 
-    def launch(self, plugin: str, document: bytes) -> None:
+    def launch(self, incarnation: str, plugin: str, document: bytes) -> None:
         """Offer one document; it replaces one for the same plugin that nobody took.
 
         Args:
+            incarnation: whom the document is for.
             plugin: the plugin's id.
             document: the launch document's bytes, at most `LAUNCH_BYTES_MAX`.
 
@@ -56,16 +63,20 @@ class ExternalLauncher:
             OSError: the run directory's volume refused.
         """
         path = os.path.join(self._folder, f"{plugin}.json")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(f"{path}.new", flags, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(document)
         os.rename(f"{path}.new", path)
+        self._offered = {one: of for one, of in self._offered.items() if of != path}
+        self._offered[incarnation] = path
 
-    def withdraw(self, plugin: str) -> None:
-        """Take a document back that its incarnation no longer needs."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(self._folder, f"{plugin}.json"))
+    def withdraw(self, incarnation: str) -> None:
+        """Take back the document of an incarnation that ended, if it is still the one offered."""
+        path = self._offered.pop(incarnation, None)
+        if path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def take_document(run_directory: str, plugin: str) -> bytes | None:

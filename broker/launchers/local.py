@@ -43,6 +43,7 @@ class LocalLauncher:
         self._process = process
         self._life = life
         self._waiting: collections.deque[bytes] = collections.deque()
+        self._running: set[str] = set()
 
     @classmethod
     def start(cls, *, worker_stderr: bool) -> LocalLauncher:
@@ -131,11 +132,20 @@ class LocalLauncher:
             if not packet:
                 raise LauncherLost("the launcher ended")
             try:
-                reports.append(orders.decode_report(packet))
+                report = orders.decode_report(packet)
             except orders.MALFORMED:
                 raise LauncherLost("the launcher said something that is not a report") from None
+            if isinstance(report, Started):
+                self._running.add(report.incarnation)
+            else:
+                self._running.discard(report.incarnation)
+            reports.append(report)
         self._flush()
         return reports
+
+    def runs(self, incarnation: str) -> bool:
+        """Say whether a worker was reported as started and not yet as ended."""
+        return incarnation in self._running
 
     def close(self) -> None:
         """End the launcher and with it every worker; waits for the launcher's end."""

@@ -158,6 +158,7 @@ class ScriptedGateway:
             for number, server in enumerate(self._servers)
         )
         transport = Transport.open(omega=omega, admin=admin, run_directory=f"{self.directory}/run")
+        transport.listen()
         opened.set()
         while not self._stop.is_set():
             for arrival in transport.poll(10):

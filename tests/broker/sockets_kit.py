@@ -61,6 +61,7 @@ class House:
         self.transport = Transport.open(
             omega=omega, admin=admin, run_directory=directory, limits=limits
         )
+        self.transport.listen()
 
     def dealer(self, pair: CurvePair | None = None, *, endpoint: str = "", server: str = "",
                routing_id: bytes = b"") -> Socket:

@@ -46,7 +46,7 @@ def test_waiting_operator_becomes_the_worker(run_directory: Path, tmp_path: Path
         assert waiting.stdout.readline() == b"waiting\n"
         with zmq_context() as context:
             one = Incarnation(tmp_path, context)
-            ExternalLauncher(str(run_directory)).launch(PLUGIN, one.document)
+            ExternalLauncher(str(run_directory)).launch("0" * 32, PLUGIN, one.document)
             assert one.ready().pid == waiting.pid
             assert os.listdir(run_directory / "launch") == []
             command = Path(f"/proc/{waiting.pid}/cmdline").read_text().split("\0")
@@ -60,7 +60,7 @@ def test_waiting_operator_becomes_the_worker(run_directory: Path, tmp_path: Path
 def test_document_is_its_owners_alone_and_taken_once(run_directory: Path) -> None:
     """The file has mode 0600 in a 0700 folder; of many takers exactly one gets the bytes."""
     before = os.umask(0)
-    ExternalLauncher(str(run_directory)).launch(PLUGIN, b"document")
+    ExternalLauncher(str(run_directory)).launch("0" * 32, PLUGIN, b"document")
     os.umask(before)
     path = run_directory / "launch" / f"{PLUGIN}.json"
     assert path.stat().st_mode & 0o777 == 0o600
@@ -82,17 +82,24 @@ def test_document_is_its_owners_alone_and_taken_once(run_directory: Path) -> Non
 
 
 def test_newer_document_replaces_one_that_nobody_took(run_directory: Path) -> None:
-    """The last offer counts; one withdrawn is offered no more; a new broker clears the folder."""
+    """The last offer counts, and only its own incarnation takes it back.
+
+    A new broker clears the folder when it is told to, not by being made.
+    """
+    first, second = "1" * 32, "2" * 32
     launcher = ExternalLauncher(str(run_directory))
-    launcher.launch(PLUGIN, b"first")
-    launcher.launch(PLUGIN, b"second")
+    launcher.launch(first, PLUGIN, b"first")
+    launcher.launch(second, PLUGIN, b"second")
+    launcher.withdraw(first)
     assert take_document(str(run_directory), PLUGIN) == b"second"
-    launcher.launch(PLUGIN, b"third")
-    launcher.withdraw(PLUGIN)
-    launcher.withdraw(PLUGIN)
+    launcher.launch(first, PLUGIN, b"third")
+    launcher.withdraw(first)
+    launcher.withdraw(first)
     assert take_document(str(run_directory), PLUGIN) is None
-    launcher.launch(PLUGIN, b"stale")
-    ExternalLauncher(str(run_directory))
+    launcher.launch(second, PLUGIN, b"stale")
+    another = ExternalLauncher(str(run_directory))
+    assert os.listdir(run_directory / "launch") == [f"{PLUGIN}.json"]
+    another.clear()
     assert take_document(str(run_directory), PLUGIN) is None
 
 

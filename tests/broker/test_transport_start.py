@@ -190,12 +190,66 @@ def test_a_tcp_port_in_use_is_refused():
     """The same holds for a port."""
     with run_directory() as directory, socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(TransportRefused, match="another process serves") as refused:
-            Transport.open(
-                omega=setup(endpoint), admin=setup(f"ipc://{directory}/admin"),
-                run_directory=directory,
-            )
+        transport = Transport.open(
+            omega=setup(endpoint), admin=setup(f"ipc://{directory}/admin"), run_directory=directory
+        )
+        try:
+            with pytest.raises(TransportRefused, match="another process serves") as refused:
+                transport.listen()
+        finally:
+            transport.close(linger_ms=0)
         assert refused.value.code is RefusalCode.SOCKET_IN_USE
+
+
+def test_nobody_can_connect_before_the_gateway_listens():
+    """Opening tries the doors and leaves no endpoint; only `listen` makes it."""
+    with run_directory() as directory:
+        transport = Transport.open(
+            omega=setup(f"ipc://{directory}/o"), admin=setup(f"ipc://{directory}/a"),
+            run_directory=directory,
+        )
+        try:
+            assert os.listdir(directory) == []
+            transport.listen()
+            assert sorted(os.listdir(directory)) == ["a", "o"]
+        finally:
+            transport.close(linger_ms=0)
+
+
+def test_what_came_to_lie_at_an_endpoint_after_the_first_look_is_left_alone():
+    """Between opening and listening somebody binds the path: it is refused, not replaced."""
+    with run_directory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        transport = Transport.open(
+            omega=setup(f"ipc://{directory}/o"), admin=setup(f"ipc://{directory}/a"),
+            run_directory=directory,
+        )
+        try:
+            listener.bind(f"{directory}/o")
+            listener.listen(1)
+            with pytest.raises(TransportRefused, match="another process serves"):
+                transport.listen()
+        finally:
+            transport.close(linger_ms=0)
+        assert os.listdir(directory) == ["o"]
+
+
+def test_sockets_that_a_killed_broker_left_are_removed_and_nothing_else():
+    """Stale sockets of workers and self-tests go; one that is listened on and a file stay."""
+    with run_directory() as directory, socket.socket(socket.AF_UNIX) as living:
+        for name in ("00.worker", "11.try", "other"):
+            with socket.socket(socket.AF_UNIX) as left:
+                left.bind(f"{directory}/{name}")
+        living.bind(f"{directory}/22.worker")
+        living.listen(8)
+        with open(f"{directory}/33.worker", "w", encoding="ascii"):
+            pass
+        home = House(directory)
+        try:
+            assert sorted(os.listdir(directory)) == [
+                "22.worker", "33.worker", "admin", "omega", "other"
+            ]
+        finally:
+            home.close()
 
 
 def test_a_front_can_listen_on_tcp():

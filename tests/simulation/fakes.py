@@ -89,6 +89,11 @@ class FakeLedger:
         return len(self.events)
 
     @property
+    def committed(self) -> int:
+        """How many events are durable."""
+        return self.durable
+
+    @property
     def head_size(self) -> int:
         """The newest checkpoint covers what is durable."""
         return self.durable
@@ -192,6 +197,10 @@ class FakeTransport:
         self.orders.append((incarnation, message))
         return "sent"
 
+    def holds(self, incarnation: str) -> bool:
+        """Nothing a worker sent waits here: its end is told after it."""
+        return False
+
     def open_worker(self, incarnation: str) -> WorkerEndpoint:
         """Open a socket for one incarnation."""
         require(incarnation not in self.open, "an incarnation was opened twice")
@@ -228,10 +237,21 @@ class FakeLauncher:
         """Take an order to kill."""
         self.killed.add(incarnation)
 
+    def runs(self, incarnation: str) -> bool:
+        """Nothing is known of a process here; a connection's end is a worker's."""
+        return False
+
     def receive(self) -> list[Report]:
         """Give what the world says happened."""
         reports, self.reports = self.reports, []
         return reports
+
+
+class FakeExternal:
+    """Offers nothing; no plugin of the world is started by an operator."""
+
+    def withdraw(self, incarnation: str) -> None:
+        """Take back nothing."""
 
 
 class FakeBundles:
@@ -258,7 +278,8 @@ def stand_ins(
     They have the methods that the loop calls and nothing else of the real ones, which a type
     checker cannot know; that they do is what every run of the simulation shows.
     """
-    return {"ledger": ledger, "transport": transport, "launcher": launcher, "external": None}
+    return {"ledger": ledger, "transport": transport, "launcher": launcher,
+            "external": FakeExternal()}
 
 
 __all__ = [

@@ -1,0 +1,137 @@
+"""What the ledger says to those who ask: receipts, heads, proofs and the stories of requests.
+
+Rules this file keeps: it tells of committed events only; a read that fails is a refusal to the one
+who asked, and told as such once, because the evidence may be damaged while the writing goes on. It
+writes nothing and leaves sending to `broker.gateway`, proofs to `broker.ledger`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from broker.effects import Evidence
+from broker.ledger.commit import Appended, Ledger
+from broker.ledger.errors import LedgerRefused, PositionUnknown, TilesDamaged
+from schemas.events import EventFields, InvokeAccept, InvokeEnd
+from schemas.messages import Consistency, Head, Proof, Receipt, Refusal, Reply, RequestStory
+from schemas.refusals import REFUSALS, RefusalCode
+
+STORIES_MAX: Final = 20_000
+STORY_EVENTS_MAX: Final = 62
+UNREADABLE: Final = "ledger_unreadable"
+
+_DAMAGED: Final = (LedgerRefused, TilesDamaged, OSError)
+_ALWAYS_TOLD: Final = {InvokeAccept, InvokeEnd}
+
+
+class _Story:
+    """Where the events of one request lie: how it began and ended, and a bounded number more."""
+
+    __slots__ = ("always", "others")
+
+    def __init__(self) -> None:
+        self.always: list[int] = []
+        self.others: list[int] = []
+
+
+class Answers:
+    """Reads of one ledger for clients."""
+
+    def __init__(self, ledger: Ledger, unreadable: Callable[[], None]) -> None:
+        """Read this ledger; `unreadable` is called whenever that fails."""
+        self._ledger = ledger
+        self._unreadable = unreadable
+        self._stories: OrderedDict[str, _Story] = OrderedDict()
+        self._consistency: tuple[int, int, tuple[str, ...]] = (0, 0, ())
+
+    def remember(self, request_id: str, fields: EventFields, seq: int) -> None:
+        """Keep the positions of recent requests' events, the first and the last of many."""
+        story = self._stories.get(request_id)
+        if story is None:
+            story = self._stories[request_id] = _Story()
+            if len(self._stories) > STORIES_MAX:
+                self._stories.popitem(last=False)
+        if type(fields) in _ALWAYS_TOLD:
+            story.always.append(seq)
+            return
+        story.others.append(seq)
+        if len(story.others) > STORY_EVENTS_MAX:
+            del story.others[STORY_EVENTS_MAX // 2]
+
+    def receipt(self, appended: Appended, known_size: int | None) -> Receipt:
+        """Point at an event; add the checkpoint a client lacks, when it can be proven."""
+        ledger = self._ledger
+        if known_size is None or ledger.head_size <= known_size or not self._prove(known_size):
+            return Receipt(
+                log_id=ledger.log_id, seq=appended.seq, event_hash=appended.event_hash
+            )
+        return Receipt(
+            log_id=ledger.log_id, seq=appended.seq, event_hash=appended.event_hash,
+            checkpoint=ledger.head, consistency=self._consistency[2],
+        )
+
+    def _prove(self, known_size: int) -> bool:
+        """Have the proof from a client's size to the newest checkpoint at hand, if there is one."""
+        ledger = self._ledger
+        if self._consistency[:2] != (known_size, ledger.head_size):
+            try:
+                hashes = ledger.prove_consistency(known_size) if known_size else []
+            except _DAMAGED:
+                self._unreadable()
+                return False
+            self._consistency = (
+                known_size, ledger.head_size, tuple(entry.hex() for entry in hashes)
+            )
+        return True
+
+    def evidence(self, effect: Evidence) -> Reply:
+        """Answer one read."""
+        try:
+            return self._read(effect)
+        except PositionUnknown:
+            return refusal(
+                effect.request_id,
+                RefusalCode.SEQ_UNKNOWN if effect.query == "prove" else RefusalCode.SIZE_UNKNOWN,
+            )
+        except _DAMAGED:
+            self._unreadable()
+            return refusal(effect.request_id, RefusalCode.LEDGER_DAMAGED)
+
+    def _read(self, effect: Evidence) -> Reply:
+        ledger, ask = self._ledger, effect.request_id
+        if effect.query == "head":
+            return Head(request_id=ask, checkpoint=ledger.head, verifier_key=ledger.verifier_key)
+        if effect.query == "prove":
+            hashes = ledger.prove(effect.number)
+            return Proof(
+                request_id=ask, seq=effect.number, checkpoint=ledger.head,
+                line=self._line(effect.number), hashes=tuple(entry.hex() for entry in hashes),
+            )
+        if effect.query == "prove_consistency":
+            path = ledger.prove_consistency(effect.number) if effect.number else []
+            return Consistency(
+                request_id=ask, old_size=effect.number, checkpoint=ledger.head,
+                hashes=tuple(entry.hex() for entry in path),
+            )
+        story = self._stories.get(effect.target)
+        if story is None:
+            return refusal(ask, RefusalCode.REQUEST_UNKNOWN)
+        seqs = sorted(story.always + story.others)
+        return RequestStory(
+            request_id=ask, target=effect.target,
+            lines=tuple(self._line(seq) for seq in seqs if seq < ledger.committed),
+        )
+
+    def _line(self, seq: int) -> str:
+        return self._ledger.line(seq).decode("utf-8", "replace").rstrip("\n")
+
+
+def refusal(request_id: str | None, code: RefusalCode, sentence: str = "") -> Refusal:
+    """Make a refusal with the words of its page."""
+    info = REFUSALS[code]
+    return Refusal(
+        request_id=request_id, code=code, hint=info.remedy,
+        message=f"{info.title}: {sentence}" if sentence else f"{info.title}. {info.reason}",
+    )
