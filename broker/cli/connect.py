@@ -43,6 +43,7 @@ def reading_client() -> OmegaClient | AdminClient:
 
 
 def _directory(usual: Role, roles: tuple[Role, ...]) -> str:
+    from broker.client_errors import Unreachable
     from broker.client_profile import read_profile
 
     current = session()
@@ -55,11 +56,16 @@ def _directory(usual: Role, roles: tuple[Role, ...]) -> str:
             INVALID, f"{directory}: there is no such profile",
             "name one with --profile DIR; `omega-gateway keys new` makes one",
         )
-    role = read_profile(directory).settings.role
+    settings = read_profile(directory).settings
+    role = settings.role
     if role not in roles:
         raise CommandError(
             NOT_AUTHORISED,
             f"{directory}: is a profile of role {role}, needed is {' or '.join(roles)}",
             "name another profile with --profile DIR",
         )
+    path = settings.endpoint.removeprefix("ipc://")
+    if path != settings.endpoint and not os.path.lexists(path):
+        # A gateway that stopped took its socket along; a client would wait for it to come back.
+        raise Unreachable(f"no gateway answers at {settings.endpoint}")
     return directory
