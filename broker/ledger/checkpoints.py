@@ -104,10 +104,10 @@ def _verified(note: str, key: VerifierKey, what: str) -> Checkpoint:
 
 
 def find(place: Place) -> Found:
-    """Read the newest checkpoints of log and anchor and compare them with each other.
+    """Read the newest checkpoints of log and anchor; which roots they have is not judged here.
 
     Raises:
-        LedgerDamaged: one does not verify, is missing, or they contradict each other.
+        LedgerDamaged: one does not verify or is missing.
         LedgerTruncated: the anchor is ahead of the log.
     """
     newest, torn = _read_log(f"{place.directory}/checkpoints.log", place.key)
@@ -123,8 +123,6 @@ def find(place: Place) -> Found:
         raise LedgerTruncated(
             f"the anchor holds a checkpoint over {anchor.size} events, checkpoints.log over {held}"
         )
-    if anchor.size == newest.checkpoint.size and anchor != newest.checkpoint:
-        raise LedgerDamaged("anchor and checkpoints.log hold different roots for the same size")
     return Found(newest, torn, anchor_note, anchor)
 
 

@@ -24,6 +24,7 @@ from broker.ledger.errors import (
 )
 from broker.ledger.volume import Volume
 from schemas.events import LedgerClose, LedgerRoll
+from schemas.proof import Checkpoint, VerifierKey, sign_note
 from schemas.refusals import RefusalCode
 from tests.ledger.conftest import LOG_ID, SIGNING_KEY
 
@@ -382,6 +383,17 @@ def test_missing_or_foreign_checkpoints_and_anchors_are_refused(place):
         path.unlink()
     log.unlink()
     refused(place, LedgerTruncated, "the anchor holds a checkpoint over 3 events")
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_an_anchor_over_another_history_is_refused(place, size):
+    """A rightly signed head whose root these events never had, older or as old, is a fork."""
+    place.fill(5).close()
+    text = str(Checkpoint(origin=LOG_ID, size=size, root=bytes(32)))
+    key = VerifierKey(name=LOG_ID, public_key=bytes(SIGNING_KEY.verify_key))
+    note = sign_note(text, key, lambda message: SIGNING_KEY.sign(message).signature)
+    (place.anchor / "head").write_text(note)
+    refused(place, LedgerDamaged, f"first {size} events are not those that were signed")
 
 
 def test_another_history_with_a_right_chain_is_refused(place):
