@@ -388,3 +388,25 @@ def test_an_external_worker_serves(tmp_path: Path):
             finally:
                 worker.terminate()
                 worker.wait(PATIENCE_S)
+
+
+def test_a_ledger_that_cannot_be_written_ends_with_seventy_four():
+    """Under a limit on the size of files the gateway stops with 74 and says what failed."""
+    with tempfile.TemporaryDirectory(prefix="og-") as folder:
+        path = Path(folder) / "home"
+        assert gateway("init", "--domain", "development", home=path).code == 0
+        with open(Path(folder) / "said", "wb") as said:
+            process = subprocess.Popen(
+                ["prlimit", f"--fsize={32 * 1024}", sys.executable, "-m", "broker.cli.main",
+                 "serve"], env=environment(path), stdout=said, stderr=said,
+            )
+        try:
+            wait_for("the end", lambda: process.poll() is not None
+                     or gateway("status", home=path).code not in (0, 3))
+            assert process.wait(PATIENCE_S) == 74
+        finally:
+            process.kill()
+            process.wait()
+        text = (Path(folder) / "said").read_text()
+        assert "Traceback" not in text
+        assert "next: Mend the volume" in text
