@@ -3,26 +3,30 @@
 Rules this file keeps:
 - The dialect is a subset of draft 2020-12, an allow-list of keywords. References are local
   (`#/$defs/NAME`) and acyclic; nothing is ever fetched.
-- Size, depth, number of keywords and expanded size are bounded, and so is how many subschemas can
-  apply to one value: time of validation is at most that number times the size of the value.
-- Patterns run in a linear-time engine and their compiled size is bounded; look-around is refused.
+- Size, depth, number of keywords and expanded size are bounded, and so is the weight of all checks
+  that can apply to one value: time of validation is at most that weight times the value's size.
+- Nothing is admitted whose cost is of another kind: no `uniqueItems`, no fractions and no numbers
+  to be equal to (the engine compares them exactly, whatever their exponents), and patterns only as
+  `broker.trust.patterns` has them.
 - `format` and `content…` are notes for people, never checked. Members of `enum` are scalars.
 - What is said about a value that does not fit is a path and a keyword, never a part of the value.
 
 It leaves the bytes of the value to `schemas.canonical`. Source: JSON Schema 2020-12, core and
-validation.
+validation; docs/decisions/0014.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeGuard
 
 import jsonschema_rs
 
 from broker.trust.errors import TrustRefused, printable
+from broker.trust.patterns import PatternRefused, check_pattern
 from schemas.canonical import InvalidJson, JsonValue, check_canonical
+from schemas.names import INTEGER_MAX
 from schemas.refusals import RefusalCode
 
 SCHEMA_BYTES_MAX: Final = 64 * 1024
@@ -30,9 +34,10 @@ SCHEMA_DEPTH_MAX: Final = 32
 BRANCHES_MAX: Final = 200
 EXPANDED_MAX: Final = 10_000
 EXPANDED_DEPTH_MAX: Final = 64
-WEIGHT_MAX: Final = 64
-"""How many subschemas may apply to one value; a pattern counts as sixteen."""
-PATTERN_WEIGHT: Final = 16
+WEIGHT_MAX: Final = 48
+"""How much may be checked of one value; a simple keyword counts as one."""
+PATTERN_WEIGHT: Final = 12
+BOUND_WEIGHT: Final = 9
 PATTERN_CHARACTERS_MAX: Final = 1024
 PATTERN_COMPILED_BYTES_MAX: Final = 64 * 1024
 
@@ -44,10 +49,15 @@ _NOTES: Final = frozenset(
 )
 _CHECKS: Final = frozenset(
     {"type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-     "multipleOf", "minLength", "maxLength", "pattern", "minItems", "maxItems", "uniqueItems",
-     "minContains", "maxContains", "minProperties", "maxProperties", "required",
-     "dependentRequired"}
+     "multipleOf", "minLength", "maxLength", "pattern", "minItems", "maxItems", "minContains",
+     "maxContains", "minProperties", "maxProperties", "required", "dependentRequired"}
 )
+_WEIGHTS: Final = {
+    "minimum": BOUND_WEIGHT, "maximum": BOUND_WEIGHT, "exclusiveMinimum": BOUND_WEIGHT,
+    "exclusiveMaximum": BOUND_WEIGHT, "multipleOf": 2 * BOUND_WEIGHT, "pattern": PATTERN_WEIGHT,
+    "anyOf": 3, "oneOf": 3, "propertyNames": 2, "allOf": 0, "$ref": 0,
+}
+"""What a keyword itself adds, its subschemas apart; one, unless it is here or is a note."""
 _SAME_VALUE: Final = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else"})
 _BELOW: Final = frozenset(
     {"properties", "patternProperties", "additionalProperties", "propertyNames", "items",
@@ -56,12 +66,13 @@ _BELOW: Final = frozenset(
 _EXCLUSIVE: Final = frozenset({"properties", "prefixItems"})
 """Keywords of whose subschemas at most one applies to a value."""
 _MAPS: Final = frozenset({"properties", "patternProperties"})
-_LISTS: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+_CHOICES: Final = frozenset({"anyOf", "oneOf"})
+_LISTS: Final = frozenset({"allOf", "prefixItems"}) | _CHOICES
 _ROOT_ONLY: Final = frozenset({"$defs", "$schema"})
 _REFERENCE: Final = re.compile(r"#/\$defs/([A-Za-z0-9_.-]{1,128})")
 
 Profile = tuple[int, ...]
-"""At index k: how many subschemas can apply to one value k levels below, counted with weights."""
+"""At index k: the weight of all that can apply to one value k levels below."""
 
 
 def admit(schema: bytes) -> None:
@@ -90,7 +101,42 @@ def compile_schema(schema: bytes) -> Validator:
     except InvalidJson as error:
         raise _refused(str(error), "$") from None
     walk = _Walk(document)
-    return Validator(_build(walk.root), walk.property_names)
+    # Built as it was written first, so that mistakes are told in its author's own places.
+    _build(walk.root)
+    return Validator(_build(_engine_form(walk.root)), walk.property_names)
+
+
+def _engine_form(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Write a schema in the form that is run: the same meaning, without what costs too much.
+
+    A choice that fails would make the engine gather every mistake of every branch, with copies of
+    what they are about: gigabytes. Inside two negations it only says that nothing fits.
+    """
+    form: dict[str, JsonValue] = {}
+    parts: list[JsonValue] = []
+    for keyword, value in schema.items():
+        inner = value
+        if isinstance(value, dict):
+            if keyword in _MAPS | {"$defs"}:
+                inner = {name: _engine_part(part) for name, part in value.items()}
+            elif keyword in _SAME_VALUE | _BELOW:
+                inner = _engine_form(value)
+        elif isinstance(value, list) and keyword in _LISTS:
+            inner = [_engine_part(part) for part in value]
+        elif keyword in _CHECKS and isinstance(value, float):
+            # A bound of 16 digits was read as a double; it is whole, and integers compare faster.
+            inner = int(value)
+        if keyword in _CHOICES:
+            parts.append({"not": {"not": {keyword: inner}}})
+        elif keyword == "allOf" and isinstance(inner, list):
+            parts = inner + parts
+        elif keyword not in _NOTES:
+            form[keyword] = inner
+    return form | {"allOf": parts} if parts else form
+
+
+def _engine_part(schema: JsonValue) -> JsonValue:
+    return _engine_form(schema) if isinstance(schema, dict) else schema
 
 
 def _build(document: dict[str, JsonValue]) -> jsonschema_rs.Draft202012Validator:
@@ -135,14 +181,21 @@ class Validator:
             Such as `$.items[3].name (maxLength)`: printable, at most 200 characters. A property
             that the schema does not name is shown as `*`, so that no part of the value leaks.
         """
-        if self._compiled.is_valid(value):
-            return None
         try:
             # Stops at the first error, so a bad document costs little more than a good one.
             self._compiled.validate(value)
         except jsonschema_rs.ValidationError as error:
-            return f"{_path(error.instance_path, self._names)} ({error.kind.name})"
-        return "$"
+            return f"{_path(error.instance_path, self._names)} ({_keyword(error.kind)})"
+        return None
+
+
+def _keyword(kind: jsonschema_rs.ValidationErrorKind) -> str:
+    """Name the keyword as the author wrote it: a choice stands inside two negations."""
+    if isinstance(kind, jsonschema_rs.ValidationErrorKind.Not) and isinstance(kind.schema, dict):
+        inner = kind.schema.get("not")
+        if isinstance(inner, dict):
+            return next((choice for choice in sorted(_CHOICES) if choice in inner), kind.name)
+    return kind.name
 
 
 def _path(steps: list[str | int], names: frozenset[str] | None) -> str:
@@ -228,8 +281,9 @@ class _Walk:
             )
         if max(profile) > WEIGHT_MAX:
             raise _refused(
-                f"{max(profile)} subschemas (a pattern counts {PATTERN_WEIGHT}) could apply to one "
-                f"value, allowed are {WEIGHT_MAX}", where,
+                f"checks of weight {max(profile)} could apply to one value, allowed is "
+                f"{WEIGHT_MAX} (a pattern weighs {PATTERN_WEIGHT}, a bound of numbers "
+                f"{BOUND_WEIGHT}, multipleOf {2 * BOUND_WEIGHT}, most others 1)", where,
             )
 
     def _schema(self, schema: JsonValue, where: str, *, root: bool = False) -> _Measure:
@@ -243,7 +297,8 @@ class _Walk:
             raise _refused(f"with references written out it is deeper than {EXPANDED_DEPTH_MAX}",
                            where)
         allowed = _NOTES | _CHECKS | _SAME_VALUE | _BELOW | {"$ref"}
-        size, own = 1, 1 + PATTERN_WEIGHT * ("pattern" in schema)
+        size = 1
+        own = max(1, sum(_weight(keyword, value) for keyword, value in schema.items()))
         profile: Profile = ()
         for keyword in schema:
             place = f"{where}.{keyword}"
@@ -299,14 +354,51 @@ class _Walk:
             texts = list(value)
         else:
             texts = []
-        if any(len(text) > PATTERN_CHARACTERS_MAX for text in texts):
-            raise _refused(f"a pattern has at most {PATTERN_CHARACTERS_MAX} characters", where)
+        for text in texts:
+            if len(text) > PATTERN_CHARACTERS_MAX:
+                raise _refused(f"a pattern has at most {PATTERN_CHARACTERS_MAX} characters", where)
+            try:
+                check_pattern(text)
+            except PatternRefused as error:
+                raise _refused(str(error), where) from None
+        if keyword in _CHECKS and _is_number(value):
+            whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+            if not whole or not -INTEGER_MAX <= value <= INTEGER_MAX:
+                raise _refused("a bound is a whole number within 2^53 - 1", where)
+            if keyword == "multipleOf" and value < 1:
+                raise _refused("multipleOf is at least 1", where)
         if (
             keyword == "enum"
             and isinstance(value, list)
             and any(isinstance(member, (dict, list)) for member in value)
         ):
             raise _refused("members of an enum are scalars; write anyOf with const", where)
+        if keyword in ("enum", "const") and _holds_number(value):
+            raise _refused("nothing is compared with a number; write minimum and maximum", where)
+
+
+def _is_number(value: JsonValue) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _holds_number(value: JsonValue) -> bool:
+    if isinstance(value, (dict, list)):
+        return any(map(_holds_number, value.values() if isinstance(value, dict) else value))
+    return _is_number(value)
+
+
+def _weight(keyword: str, value: JsonValue) -> int:
+    """What one keyword adds to the weight of the values it applies to."""
+    if keyword in _NOTES | _ROOT_ONLY:
+        return 0
+    if keyword == "dependentRequired" and isinstance(value, dict):
+        return 2 * len(value)
+    if keyword == "type" and isinstance(value, list):
+        return 2
+    if keyword == "enum" and isinstance(value, list):
+        # Texts alone are looked up in a table, a mixture is gone through.
+        return 1 if all(isinstance(member, str) for member in value) else len(value)
+    return _WEIGHTS.get(keyword, 1)
 
 
 def _joined(left: Profile, right: Profile, *, exclusive: bool = False) -> Profile:

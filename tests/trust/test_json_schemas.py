@@ -9,7 +9,7 @@ import pytest
 
 from broker.trust import json_schemas
 from broker.trust.errors import TrustRefused
-from broker.trust.json_schemas import SCHEMA_BYTES_MAX, admit, compile_schema
+from broker.trust.json_schemas import SCHEMA_BYTES_MAX, WEIGHT_MAX, admit, compile_schema
 from schemas.canonical import canonical_bytes
 from schemas.refusals import RefusalCode
 
@@ -62,15 +62,27 @@ REFUSED = {
     ),
     "look-around": ({"pattern": "(?=a)b"}, "pattern", "$.pattern"),
     "back-reference": ({"pattern": r"(a)\1"}, "pattern", "$.pattern"),
-    "a repetition of repetitions": ({"pattern": "a{1000}{1000}"}, "pattern", "$.pattern"),
+    "a repetition of repetitions": ({"pattern": "^a{1000}{1000}"}, "pattern", "$.pattern"),
     "a pattern that is large once compiled": (
-        {"pattern": "(a|b)*a(a|b){2000}c"}, "pattern", "$.pattern"
+        {"pattern": "^((a{99}){99}){99}"}, "no linear-time form", "$.pattern"
     ),
-    "a very long pattern": ({"pattern": "a" * 1025}, "at most 1024", "$.pattern"),
+    "a very long pattern": ({"pattern": "^" + "a" * 1024}, "at most 1024", "$.pattern"),
     "a wrong pattern of a property": (
-        {"patternProperties": {"(?<=a)b": True}}, "no linear-time form", "$.patternProperties"
+        {"patternProperties": {"(?<=a)b": True}}, "a pattern", "$.patternProperties"
     ),
     "enum of objects": ({"enum": [{"a": 1}]}, "scalars", "$.enum"),
+    "enum of numbers": ({"enum": [1, 2]}, "minimum and maximum", "$.enum"),
+    "a number to be equal to": ({"const": 7}, "minimum and maximum", "$.const"),
+    "a number deep in a constant": ({"const": {"a": [0.5]}}, "minimum", "$.const"),
+    "items compared with each other": ({"uniqueItems": True}, "subset", "$.uniqueItems"),
+    "a multiple of a fraction": ({"multipleOf": 0.0001}, "whole number", "$.multipleOf"),
+    "a multiple of next to nothing": ({"multipleOf": 5e-324}, "whole", "$.multipleOf"),
+    "a multiple of nothing": ({"multipleOf": 0}, "at least 1", "$.multipleOf"),
+    "a multiple of more than a double holds": ({"multipleOf": 2.0**53}, "2^53", "$.multipleOf"),
+    "a bound with a fraction": ({"minimum": 0.5}, "whole number", "$.minimum"),
+    "a bound below what a double holds": ({"exclusiveMaximum": -1e300}, "2^53",
+                                          "$.exclusiveMaximum"),
+    "a count beyond everything": ({"maxItems": 1e300}, "2^53", "$.maxItems"),
     "wrong type of a keyword": ({"maxLength": "3"}, "not a valid schema", "$.maxLength"),
     "unknown type": ({"type": "strin"}, "not a valid schema", "$.type"),
     "branches that are no list": ({"anyOf": {"type": "string"}}, "a list", "$.anyOf"),
@@ -81,14 +93,30 @@ REFUSED = {
     "too deep": (msgspec.json.decode(b'{"items":' * 33 + b"{}" + b"}" * 33), "deeper", "$"),
     "too large": ({"description": "x" * SCHEMA_BYTES_MAX}, "bytes", "$"),
     "too many subschemas for one value": (
-        {"allOf": [{"multipleOf": number} for number in range(1, 80)]}, "could apply", "$.allOf"
+        {"allOf": [{"type": "integer"}] * (WEIGHT_MAX + 1)}, "could apply", "$.allOf"
+    ),
+    "too many keywords for one value": (
+        {"allOf": [{"minLength": 1, "maxLength": 2, "minItems": 1}] * 17}, "could apply", "$.allOf"
     ),
     "too many patterns for one value": (
-        {"allOf": [{"pattern": "a"}] * 4}, "could apply", "$.allOf"
+        {"allOf": [{"pattern": "^a"}] * 5}, "could apply", "$.allOf"
     ),
     "too many patterns for one name": (
-        {"patternProperties": {"abcd"[:n]: True for n in range(1, 5)}}, "could apply",
+        {"patternProperties": {"^" + "abcde"[:n]: True for n in range(1, 6)}}, "could apply",
         "$.patternProperties",
+    ),
+    "too many bounds for one value": (
+        {"items": {"allOf": [{"minimum": -9}] * 6}}, "could apply", "$.items.allOf"
+    ),
+    "too many multiples for one value": ({"allOf": [{"multipleOf": 3}] * 3}, "could apply", ""),
+    "too many dependencies": (
+        {"dependentRequired": {f"p{n}": ["q"] for n in range(25)}}, "could apply", ""
+    ),
+    "a long mixture to go through": (
+        {"enum": [None, *(f"t{n}" for n in range(50))]}, "could apply", ""
+    ),
+    "too many choices inside one another": (
+        {"anyOf": [{"anyOf": [{"type": "string"}] * 9}] * 5}, "could apply", "$.anyOf"
     ),
 }
 
@@ -132,7 +160,9 @@ def test_an_honest_schema_is_admitted():
             "points": {"type": "array", "items": {"$ref": "#/$defs/Point"}, "maxItems": 100},
             "name": {"anyOf": [{"$ref": "#/$defs/Name"}, {"type": "null"}]},
             "at": {"type": "string", "format": "date-time"},
-            "kind": {"enum": ["a", "b", None, 3]},
+            "kind": {"enum": ["a", "b", None]},
+            "word": {"enum": [f"word-{n}" for n in range(500)]},
+            "share": {"type": "integer", "minimum": 0, "maximum": 2**53 - 1, "multipleOf": 5},
         },
         "dependentRequired": {"name": ["at"]},
     }))
@@ -183,23 +213,50 @@ def test_no_part_of_a_value_is_told():
     assert len(long.problem([["a"] * 10 + [1]]) or "") <= 200
 
 
-def test_a_hostile_text_costs_a_hostile_pattern_no_time():
-    """Patterns that take other engines for ever are linear here."""
-    text = "a" * 200_000 + "b"
-    for pattern in ("^(a+)+$", "^(a|aa)+$", "(.*a){20}c", "(a*)*c"):
-        begin = time.perf_counter()
-        assert compile_schema(canonical_bytes({"pattern": pattern})).problem(text) is not None
-        assert time.perf_counter() - begin < 1.0, pattern
+def choice_in_choice(keyword: str, levels: int) -> dict:
+    """A choice of which every branch is a list of choices, and nothing fits."""
+    schema: dict = {"type": "string"}
+    for _ in range(levels):
+        schema = {keyword: [{"items": schema}, {"items": schema}]}
+    return schema
 
 
-def test_the_heaviest_admitted_schema_is_bounded_on_a_full_document():
-    """As many subschemas as may apply to one value, on a document of full size."""
-    schema = {"items": {"allOf": [{"multipleOf": 3}] * 62}}
-    validator = compile_schema(canonical_bytes(schema))
-    value = [0] * 131_000
-    begin = time.perf_counter()
-    assert validator.problem(value) is None
-    assert time.perf_counter() - begin < 2.0
+@pytest.mark.parametrize("keyword", ["anyOf", "oneOf"])
+def test_a_choice_that_fails_gathers_no_mistakes(keyword: str):
+    """Nothing is said, and nothing kept, of branches that did not fit; the place is the choice."""
+    engine = json_schemas._engine_form({keyword: [{"minimum": 1}], "allOf": [True], "title": "t"})
+    assert engine == {"allOf": [True, {"not": {"not": {keyword: [{"minimum": 1}]}}}]}
+    validator = compile_schema(canonical_bytes({"properties": {"a": choice_in_choice(keyword, 3)}}))
+    assert validator.problem({"a": [[[1] * 30] * 30] * 30}) == f"$.a ({keyword})"
+    assert validator.problem({"a": 1 if keyword == "anyOf" else "no list"}) in (
+        None, f"$.a ({keyword})"
+    )
+
+
+def test_the_form_that_is_run_means_the_same():
+    """Choices, notes and long bounds are written otherwise for the engine, not decided otherwise.
+
+    Every document of a small set is held against each schema twice: by the whole dialect as it
+    stands, and by our validator.
+    """
+    documents: list = [None, True, 0, 1, 7, -3, 2**53 - 1, 0.5, 1e300, "", "a", "ab", [], [1],
+                       ["a"], {}, {"a": 1}, {"a": "x", "b": []}, [[1], ["a"]]]
+    schemas: list[dict] = [
+        {"anyOf": [{"type": "string"}, {"minimum": 1}], "oneOf": [{"type": "integer"}, True]},
+        {"oneOf": [{"type": "integer"}, {"minimum": 1}, {"maxLength": 1}]},
+        {"allOf": [{"anyOf": [{"maximum": 2**53 - 1}]}], "anyOf": [{"not": {"const": "a"}}]},
+        {"items": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "description": "x"},
+        {"properties": {"a": {"oneOf": [{"type": "string"}]}}, "additionalProperties": False},
+        {"$defs": {"d": {"anyOf": [{"type": "array"}]}}, "if": {"$ref": "#/$defs/d"},
+         "then": {"prefixItems": [{"anyOf": [{"multipleOf": 7}]}]}, "else": {"type": "object"}},
+        {"properties": {"anyOf": {"type": "null"}, "a": True}, "required": ["a"]},
+    ]
+    for schema in schemas:
+        plain = json_schemas._build(schema)
+        ours = compile_schema(canonical_bytes(schema))
+        for document in documents:
+            fits = plain.is_valid(document)
+            assert (ours.problem(document) is None) is fits, (schema, document)
 
 
 def test_formats_are_notes_only():
