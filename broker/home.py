@@ -50,7 +50,14 @@ from broker.keys import (
 )
 from broker.policy import POLICY_BYTES_MAX, load_policy
 from broker.trust.errors import TrustRefused
-from broker.trust.roots import TRUST_FILE, Root, load_first_root, sign_root
+from broker.trust.roots import (
+    KEPT_TRUST_FILE,
+    TRUST_FILE,
+    Root,
+    check_succession,
+    load_first_root,
+    sign_root,
+)
 from schemas.names import Domain, Role
 from schemas.policy import Policy
 from schemas.profile import ClientProfile
@@ -67,6 +74,7 @@ __all__ = [
     "load_home",
     "new_profile",
     "prepare_run_directory",
+    "settle_trust",
 ]
 
 CONFIG_FILE: Final = "gateway.toml"
@@ -206,6 +214,39 @@ def load_home(
         keys, clients = read_home_keys(path), list_client_keys(path)
     run_directory = _run_directory(config, environment)
     return Home(path, config, policy, trust, keys, clients, run_directory)
+
+
+def settle_trust(home: Home, pinned_version: int, pinned_sha256: str) -> None:
+    """Hold a home's trust root to the one the ledger saw last; keep it, for the one after it.
+
+    Args:
+        home: the home, whose root was read as if it were the first.
+        pinned_version: version of the root that the ledger saw last, 0 when there was none.
+        pinned_sha256: SHA-256 of that root's signed bytes, empty when there was none.
+
+    Raises:
+        HomeRefused: `trust_version_not_raised`, `trust_invalid` or `domain_mismatch`.
+    """
+    with _refusals(os.path.join(home.path, TRUST_FILE)):
+        check_succession(
+            pinned_version, pinned_sha256, home.trust, _kept_root(home.path, pinned_version)
+        )
+        if _kept_root(home.path, home.trust.trust.version) != home.trust.envelope:
+            path = _kept_root_path(home.path, home.trust.trust.version)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            _write_new(path, home.trust.envelope)
+
+
+def _kept_root_path(home: str, version: int) -> str:
+    return os.path.join(home, KEPT_TRUST_FILE.format(version=version))
+
+
+def _kept_root(home: str, version: int) -> bytes | None:
+    path = _kept_root_path(home, version)
+    if not os.path.lexists(path):
+        return None
+    return read_bounded(path, ENVELOPE_BYTES_MAX, RefusalCode.TRUST_INVALID)
 
 
 def create_home(

@@ -31,7 +31,7 @@ from broker.bundles import BundleFolder
 from broker.config import GatewayConfig
 from broker.core import Core
 from broker.gateway import Gateway
-from broker.home import Home, find_home, load_home, prepare_run_directory
+from broker.home import Home, find_home, load_home, prepare_run_directory, settle_trust
 from broker.inventory import Inventory
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import LocalLauncher
@@ -260,6 +260,7 @@ def _begin(
     state = core.state
     for event in ledger.events():
         gateway.restore(event)
+    settle_trust(home, state.inventory.trust_version, state.inventory.trust_sha256)
     bundles = BundleFolder(home.bundles)
     damaged = list(_load_plugins(home, state, bundles))
     if ledger.recovered is not None:

@@ -36,6 +36,8 @@ from schemas.trust import TRUST_PAYLOAD_TYPES, Publisher, TrustRoot
 
 TRUST_FILE: Final = "trust/root.dsse.json"
 """Where a home keeps the envelope of the trust root in force."""
+KEPT_TRUST_FILE: Final = "trust/root-{version}.dsse.json"
+"""Where it keeps each one that was in force: the keys of the last must sign the next."""
 
 _decoder: Final = msgspec.json.Decoder(TrustRoot)
 
