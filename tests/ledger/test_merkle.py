@@ -110,6 +110,24 @@ def test_no_changed_proof_is_accepted():
             verify_consistency(old, new, old_root, root, proof)
 
 
+def test_each_root_of_a_consistency_proof_is_compared():
+    """Neither the older nor the newer root can be another one."""
+    old_root, root = root_of(LEAVES[:13]), root_of(LEAVES[:23])
+    proof = consistency_path(13, 23, subtree)
+    for first, second in ((LEAVES[0], root), (old_root, LEAVES[0]), (root, old_root)):
+        with pytest.raises(ProofError):
+            verify_consistency(13, 23, first, second, proof)
+
+
+def test_a_proof_longer_than_its_sizes_is_refused_even_when_it_adds_up():
+    """A path that leads to the root of a larger tree proves nothing about the size that is given."""
+    one, two, three = LEAVES[:3]
+    with pytest.raises(ProofError, match="too long"):
+        verify_inclusion(one, 0, 1, [two], node_hash(two, one))
+    with pytest.raises(ProofError, match="too long"):
+        verify_consistency(1, 2, one, node_hash(three, node_hash(one, two)), [two, three])
+
+
 def test_equal_and_empty_trees():
     """Equal trees need the same root and no proof; the empty tree proves nothing."""
     verify_consistency(5, 5, LEAVES[0], LEAVES[0], [])

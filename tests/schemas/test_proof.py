@@ -70,6 +70,22 @@ def test_every_changed_character_of_a_note_is_refused():
                     verify_checkpoint(changed, KEY, check_signature)
 
 
+def test_base64_has_one_spelling():
+    """Bits that padding leaves unused must be zero, in the root and in the signature."""
+    digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+    def respelled(text: str) -> str:
+        at = text.rindex("=")
+        while text[at] == "=":
+            at -= 1
+        return text[:at] + digits[digits.index(text[at]) + 1] + text[at + 1 :]
+
+    with pytest.raises(ProofError, match="only spelling"):
+        parse_note(respelled(NOTE))
+    with pytest.raises(ProofError, match="only spelling"):
+        parse_checkpoint(respelled(TEXT))
+
+
 def test_foreign_signatures_are_ignored_and_none_is_an_error():
     """A cosignature beside ours changes nothing; a note that only others signed proves nothing."""
     other = VerifierKey(name="witness.example", public_key=bytes(32))
