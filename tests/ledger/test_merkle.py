@@ -120,7 +120,7 @@ def test_each_root_of_a_consistency_proof_is_compared():
 
 
 def test_a_proof_longer_than_its_sizes_is_refused_even_when_it_adds_up():
-    """A path that leads to the root of a larger tree proves nothing about the size that is given."""
+    """A path to the root of a larger tree proves nothing about the size that is given."""
     one, two, three = LEAVES[:3]
     with pytest.raises(ProofError, match="too long"):
         verify_inclusion(one, 0, 1, [two], node_hash(two, one))
