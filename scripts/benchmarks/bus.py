@@ -27,7 +27,7 @@ DEPTHS: Final = (1, 32)
 PACE_S: Final = 0.02
 WARM_S: Final = 0.3
 NAMES: Final = (
-    "c_proxy", "relay", "broker_power", "broker_process", "whole_path", "relay_paced",
+    "c_proxy", "relay", "relay_bare", "broker_power", "broker_process", "whole_path", "relay_paced",
     "whole_path_paced", "fork_zygote", "fork_bare",
 )
 _GATEWAYS: Final[tuple[tuple[Worker, Durability, list[str]], ...]] = (
@@ -92,7 +92,9 @@ def _contestants(
     tell: Callable[[str], None],
 ) -> Iterator[tuple[str, Measure]]:
     """Start what is wanted, each when its turn comes, and give how it is measured."""
-    for role, names in (("proxy", ["c_proxy"]), ("relay", ["relay", "relay_paced"])):
+    for role, names in (
+        ("proxy", ["c_proxy"]), ("relay", ["relay", "relay_paced"]), ("relay_bare", ["relay_bare"]),
+    ):
         if only & set(names):
             tell(f"starting {role}")
             client, pids = stack.enter_context(floor(root, role, folder))

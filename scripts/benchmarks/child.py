@@ -29,6 +29,12 @@ def _relay(settings: dict[str, str]) -> None:
     relay(settings)
 
 
+def _relay_bare(settings: dict[str, str]) -> None:
+    from benchmarks.plain import relay_bare
+
+    relay_bare(settings)
+
+
 def _echo(settings: dict[str, str]) -> None:
     from benchmarks.plain import echo
 
@@ -54,6 +60,7 @@ def _broker(settings: dict[str, str]) -> None:
 ROLES: dict[str, Callable[[dict[str, str]], None]] = {
     "proxy": _proxy,
     "relay": _relay,
+    "relay_bare": _relay_bare,
     "echo": _echo,
     "stub": _stub,
     "broker": _broker,

@@ -1,7 +1,7 @@
 """Inside a forking process of the floors: fork, exit, wait, and say how long it took.
 
 It is started as the worker starts its zygote, so nothing may be imported here that the zygote does
-not import. Commands come as lines `WINDOW SECONDS`; the answer is one line
+not import. A command is a line with a number of seconds; the answer is one line
 `CALLS P50_US P99_US CPU_US`, times of one fork, exit and wait, processor time a call.
 """
 
@@ -27,33 +27,27 @@ def main(preload: str) -> None:
     gc.freeze()
     os.write(1, b"ready\n")
     while True:
-        words = sys.stdin.readline().split()
-        if len(words) != 2:
+        line = sys.stdin.readline()
+        if not line:
             return
-        os.write(1, _run(int(words[0]), float(words[1])).encode())
+        os.write(1, _run(float(line)).encode())
 
 
-def _run(window: int, seconds: float) -> str:
-    """Keep `window` children outstanding for a while."""
+def _run(seconds: float) -> str:
+    """Fork, let exit and wait, one child after the other, for a while."""
     times: list[float] = []
-    began: dict[int, float] = {}
     before = os.times()
     start = now = time.perf_counter()
     while now < start + seconds:
-        while len(began) < window:
-            moment = time.perf_counter()
-            pid = os.fork()
-            if pid == 0:
-                os._exit(0)
-            began[pid] = moment
-        pid, _ = os.wait()
-        now = time.perf_counter()
-        times.append((now - began.pop(pid)) * 1e6)
-    calls, elapsed = len(times), now - start
-    for _ in range(len(began)):
+        began = time.perf_counter()
+        if os.fork() == 0:
+            os._exit(0)
         os.wait()
+        now = time.perf_counter()
+        times.append((now - began) * 1e6)
+    calls, elapsed = len(times), now - start
     after = os.times()
     used = sum(after[:4]) - sum(before[:4])
     times.sort()
     p50, p99 = times[calls // 2], times[calls * 99 // 100]
-    return f"{calls / elapsed} {p50} {p99} {used * 1e6 / (calls + window - 1)}\n"
+    return f"{calls / elapsed} {p50} {p99} {used * 1e6 / calls}\n"

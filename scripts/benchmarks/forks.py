@@ -33,15 +33,14 @@ class Forks:
         """Fork for a while.
 
         Args:
-            in_flight: 1 is one process with one child at a time; more is all processes, which
-                share this many children between them.
+            in_flight: 1 is one process; more is all of them. Each forks, lets its child exit and
+                waits for it before the next.
             seconds: how long.
         """
         busy = self._processes if in_flight > 1 else self._processes[:1]
-        window = max(1, in_flight // len(busy))
         for process in busy:
             assert process.stdin is not None
-            process.stdin.write(f"{window} {seconds}\n".encode())
+            process.stdin.write(f"{seconds}\n".encode())
             process.stdin.flush()
         answers = [[float(word) for word in _line(process).split()] for process in busy]
         per_s, p50, p99, cpu_us = (list(column) for column in zip(*answers, strict=True))

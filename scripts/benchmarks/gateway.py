@@ -38,6 +38,7 @@ Worker = Literal["stub", "sandbox"]
 PLUGIN = "bench-echo"
 VERSION = "1.0.0"
 CONNECT_S = 20.0
+STUB_CONCURRENCY = 64
 _KEYS_AT_ONCE = 1024
 _PLACEHOLDER_ID = "00000000-0000-4000-8000-000000000000"
 _PLACEHOLDER_KEY = bytes(range(0xC0, 0xE0))
@@ -131,11 +132,14 @@ def gateway(
             file.write(f'\n[ledger]\ndurability = "{durability}"\n')
             if worker == "stub":
                 file.write(f'\n[workers]\nexternal = ["{PLUGIN}"]\ncalls_max = 1000000\n')
+                # As many calls at the worker as are in flight, as with the relay.
+                with open(os.path.join(home.path, "policy.toml"), "a", encoding="utf-8") as policy:
+                    policy.write(f"\n[limits]\nconcurrency_max = {STUB_CONCURRENCY}\n")
         broker = stack.enter_context(
             Child(root, "broker", {"home": home.path, "log": log}, wait=False)
         )
         try:
-            _register(root, home.path)
+            _register(root, home.path, STUB_CONCURRENCY if worker == "stub" else None)
         except GatewayError as error:
             raise BenchFailed(f"the gateway cannot be used: {error}\n{_end_of(log)}") from None
         if worker == "stub":
@@ -149,11 +153,15 @@ def gateway(
         yield stack.enter_context(socket), broker.pid
 
 
-def _register(root: str, home: str) -> None:
+def _register(root: str, home: str, concurrency: int | None) -> None:
     """Pack, sign, register and enable the echo plugin, as an author and an operator would."""
-    source = read_folder(os.path.join(root, "scripts", "benchmarks", "plugin"))
+    folder = read_folder(os.path.join(root, "scripts", "benchmarks", "plugin"))
+    if concurrency is not None:
+        limits = msgspec.structs.replace(folder.source.limits, concurrency=concurrency)
+        source = msgspec.structs.replace(folder.source, limits=limits)
+        folder = folder._replace(source=source)
     key = bytes.fromhex(read_secret(os.path.join(home, PUBLISHER_KEY)))
-    bundle = sign(pack(source, "development").data, [key])
+    bundle = sign(pack(folder, "development").data, [key])
     profile = os.path.join(home, "profiles", "operator")
     with AdminClient(profile, connect_timeout=CONNECT_S) as operator:
         operator.register_plugin(bundle.data)

@@ -145,7 +145,7 @@ def test_a_stranger_gets_nothing_is_told_of_and_costs_nobody_else(stranger, reas
 
     A client that sees first that the mechanisms differ hangs up in the middle of its handshake.
     """
-    with house(limits=TransportLimits(handshake_ms=300)) as home:
+    with house(limits=TransportLimits(handshake_ms=1_500)) as home:
         honest = home.dealer()
         honest.send(b"before")
         assert first_frames(home).frames == [b"before"]

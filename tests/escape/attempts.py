@@ -104,11 +104,16 @@ ATTEMPTS = [
     Attempt("memory", "read_implies_execute", _raw(135, "0x0400000"), "killed"),
     Attempt("memory", "page_fault_handler", _raw(323, "1"), "killed", control=False),
     # Interprocess communication.
-    Attempt("ipc", "shared_segment", _raw(29, "77", "4096", "0o1600"), "killed"),
-    Attempt("ipc", "semaphore", _raw(64, "77", "1", "0o1600"), "killed"),
-    Attempt("ipc", "message_queue", _raw(68, "77", "0o1600"), "killed"),
-    Attempt("ipc", "posix_queue", _raw(240, "Memory(b'omega\\0')", "0o102", "0o600", "0"),
-            "killed"),
+    # Private objects, removed at once, so that the controls leave nothing behind on the host.
+    Attempt("ipc", "shared_segment",
+            _raw(29, "0", "4096", "0o1600") + "; linux.call(31, result, 0, 0)", "killed"),
+    Attempt("ipc", "semaphore",
+            _raw(64, "0", "1", "0o1600") + "; linux.call(66, result, 0, 0, 0)", "killed"),
+    Attempt("ipc", "message_queue",
+            _raw(68, "0", "0o1600") + "; linux.call(71, result, 0, 0)", "killed"),
+    Attempt("ipc", "posix_queue",
+            "import os; name = Memory(b'omega-%d\\0' % os.getpid()); "
+            "result = linux.call(240, name, 0o102, 0o600, 0); linux.call(241, name)", "killed"),
     Attempt("ipc", "pipe", "import os; result = os.pipe()"),
     Attempt("ipc", "event_counter", _raw(290, "0", "0")),
     Attempt("ipc", "add_a_key", _raw(248, "Memory(b'user\\0')", "Memory(b'omega\\0')",

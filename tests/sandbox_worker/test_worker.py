@@ -128,7 +128,7 @@ def wait(ctx: Context, text: TextPayload):
 def eat(ctx: Context, text: TextPayload):
     kept = []
     while True:
-        kept.append(bytearray(1 << 20))
+        kept.append(bytearray(1 << 24))
 
 @method()
 def large(ctx: Context, text: TextPayload):

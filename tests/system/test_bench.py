@@ -69,8 +69,8 @@ def test_bus_prints_every_row_and_leaves_nothing(tmp_path: Path) -> None:
     assert all(set(row) == ROW for row in document["rows"])
     assert {(row["name"], row["in_flight"]) for row in document["rows"]} == {
         *((name, depth) for depth in (1, 32) for name in (
-            "c_proxy", "relay", "broker_power", "broker_process", "whole_path", "fork_zygote",
-            "fork_bare",
+            "c_proxy", "relay", "relay_bare", "broker_power", "broker_process", "whole_path",
+            "fork_zygote", "fork_bare",
         )),
         ("relay_paced", 1), ("whole_path_paced", 1),
     }
