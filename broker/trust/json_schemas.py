@@ -39,6 +39,8 @@ WEIGHT_MAX: Final = 48
 PATTERN_WEIGHT: Final = 12
 BOUND_WEIGHT: Final = 9
 PATTERN_CHARACTERS_MAX: Final = 1024
+PATTERNS_MAX: Final = 64
+"""Different patterns of one schema: each is compiled, and the loop waits for it."""
 PATTERN_COMPILED_BYTES_MAX: Final = 64 * 1024
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -241,6 +243,7 @@ class _Walk:
             raise _refused("a schema is an object", "$")
         self.root: dict[str, JsonValue] = document
         self._names: set[str] = set()
+        self._patterns: set[str] = set()
         self._branches = self._depth = 0
         if document.get("$schema", DIALECT) != DIALECT:
             raise _refused(f"the dialect is {DIALECT}", "$.$schema")
@@ -361,6 +364,9 @@ class _Walk:
                 check_pattern(text)
             except PatternRefused as error:
                 raise _refused(str(error), where) from None
+        self._patterns.update(texts)
+        if len(self._patterns) > PATTERNS_MAX:
+            raise _refused(f"more than {PATTERNS_MAX} different patterns", where)
         if keyword in _CHECKS and _is_number(value):
             whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
             if not whole or not -INTEGER_MAX <= value <= INTEGER_MAX:

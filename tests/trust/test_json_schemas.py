@@ -70,6 +70,10 @@ REFUSED = {
     "a wrong pattern of a property": (
         {"patternProperties": {"(?<=a)b": True}}, "a pattern", "$.patternProperties"
     ),
+    "too many different patterns": (
+        {"properties": {f"p{n}": {"pattern": f"^{n}"} for n in range(65)}}, "different patterns",
+        "$.properties.p",
+    ),
     "enum of objects": ({"enum": [{"a": 1}]}, "scalars", "$.enum"),
     "enum of numbers": ({"enum": [1, 2]}, "minimum and maximum", "$.enum"),
     "a number to be equal to": ({"const": 7}, "minimum and maximum", "$.const"),
