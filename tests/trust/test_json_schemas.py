@@ -225,6 +225,12 @@ def choice_in_choice(keyword: str, levels: int) -> dict:
     return schema
 
 
+def test_a_long_bound_is_an_integer_to_the_engine():
+    """What was read as a double is compared as the integer it is, not as a fraction."""
+    form = json_schemas._engine_form({"items": {"maximum": 2.0**53 - 1}})
+    assert repr(form) == "{'items': {'maximum': 9007199254740991}}"
+
+
 @pytest.mark.parametrize("keyword", ["anyOf", "oneOf"])
 def test_a_choice_that_fails_gathers_no_mistakes(keyword: str):
     """Nothing is said, and nothing kept, of branches that did not fit; the place is the choice."""
