@@ -41,7 +41,7 @@ export type PluginId = string;
 /** Printable text that a plugin wrote: a claim, at most 1 KiB. `^[^\x00-\x1f\x7f-\x9f]*$`, 0 to 1_024 characters */
 export type PluginText = string;
 
-/** A UUIDv4 in lower case; used once per key. `^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$` */
+/** A UUIDv4 in lower case; one id names one request in the whole ledger. `^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$` */
 export type RequestId = string;
 
 /** The content id of a JSON Schema: SHA-256 of its RFC 8785 bytes. `^sha256:[0-9a-f]{64}$` */

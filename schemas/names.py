@@ -31,7 +31,7 @@ RequestId = Annotated[
     str,
     Meta(
         pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}" + _END,
-        description="A UUIDv4 in lower case; used once per key.",
+        description="A UUIDv4 in lower case; one id names one request in the whole ledger.",
     ),
 ]
 TraceParent = Annotated[
