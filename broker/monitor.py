@@ -3,7 +3,8 @@
 Rules this file keeps: libzmq's monitor is drained before anything else in a turn, because a full
 monitor stops the socket's io thread. Events are counted as they come, so that a flood of
 connections is a number. Only the events below are subscribed; ACCEPT_FAILED comes a hundred
-thousand times a second when descriptors run out, and is not.
+thousand times a second when descriptors run out, and is not. What waits here is bounded, and so is
+the number of connections that come between two turns.
 
 What the events say (libzmq 4.3.5): a peer without CURVE or with a wrong server key gives
 HANDSHAKE_FAILED_PROTOCOL, an unauthorised key HANDSHAKE_FAILED_AUTH with ZAP's status, a silent one
@@ -14,21 +15,26 @@ which is therefore counted as a refusal too. Source: zmq_socket_monitor(3).
 from __future__ import annotations
 
 import struct
+import time
+from collections.abc import Callable
 from typing import Final
 
 import zmq
 
 NOT_AUTHORISED: Final = "key not authorised"
 CROWDED: Final = "too many connections"
+OVERRUN: Final = "the front was closed for a moment, with everything connected to it"
 WRONG_MECHANISM: Final = "no CURVE or a wrong server key"
 UNFINISHED: Final = "handshake not finished in time"
 NOT_ZMTP: Final = "not the ZeroMQ protocol"
 
 _EVENTS: Final = (
-    zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
 )
+EVENTS_WAITING_MAX: Final = 1_001
+"""How many events libzmq makes before it waits for us: its own bound of 1,000, and ours."""
 _EVENT: Final = struct.Struct("=HI")
 _EVENTS_PER_TURN: Final = 4096
 
@@ -40,13 +46,19 @@ class ConnectionMonitor:
         """Attach to `socket`, before it is bound; `name` is unique in the process."""
         self._watched = socket
         endpoint = f"inproc://monitor.{name}"
-        socket.monitor(endpoint, _EVENTS)
+        # The reader's descriptor first: a monitor without reader would hold up its socket's end.
         self.socket = socket.context.socket(zmq.PAIR)
         self.socket.linger = 0
+        self.socket.rcvhwm = EVENTS_WAITING_MAX - 1_000
+        try:
+            socket.monitor(endpoint, _EVENTS)
+        except zmq.ZMQError:
+            self.socket.close()
+            raise
         self.socket.connect(endpoint)
-        self.listener = -1
-        """The descriptor that libzmq listens on, which is libzmq's."""
         self.refused: dict[str, int] = {}
+        self.closed = False
+        self._stopped = False
         self.succeeded = 0
         self.lost = 0
         self._unfinished: dict[int, None] = {}
@@ -56,6 +68,10 @@ class ConnectionMonitor:
     def connections(self) -> int:
         """How many connections are open, with those whose handshake is under way."""
         return len(self._unfinished) + len(self._finished)
+
+    def authenticated(self) -> int:
+        """How many connections have finished their handshake."""
+        return len(self._finished)
 
     def drain(self) -> bool:
         """Count waiting events, a bounded number; True when there may be more."""
@@ -69,8 +85,25 @@ class ConnectionMonitor:
         return True
 
     def close(self) -> None:
-        """Detach; the monitor is switched off before its reader goes."""
+        """Detach; the monitor is switched off before its reader goes.
+
+        It must not be full: switching off would wait for the io thread, which waits for us.
+        """
         self._watched.disable_monitor()
+        self.socket.close()
+
+    def close_after_socket(self, wait_ms: int, answer: Callable[[], object]) -> None:
+        """Detach from a socket that was just closed and many may connect to: read to the end.
+
+        Args:
+            wait_ms: the longest wait for that end.
+            answer: lets the ZAP handler answer, on which handshakes and their end wait.
+        """
+        deadline = time.monotonic() + wait_ms / 1000
+        while not self._stopped and time.monotonic() < deadline:
+            answer()
+            self.socket.poll(10)
+            self.drain()
         self.socket.close()
 
     def _count(self, event: int, value: int) -> None:
@@ -87,8 +120,14 @@ class ConnectionMonitor:
             self._finish_oldest()
         elif event == zmq.EVENT_DISCONNECTED:
             self._disconnected(value)
-        elif event == zmq.EVENT_LISTENING:
-            self.listener = value
+        elif event == zmq.EVENT_CLOSED:
+            # The listener is closed, and every connection that came through it ends untold.
+            self.closed = True
+            self._unfinished.clear()
+            self._finished.clear()
+            self._failures_open = 0
+        elif event == zmq.EVENT_MONITOR_STOPPED:
+            self._stopped = True
         else:
             self._failures_open += 1
             self._refuse(_reason(event, value))

@@ -15,21 +15,19 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import resource
 import secrets
 import signal
 import time
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Final
 
 import zmq
 from nacl.signing import SigningKey
 
 from broker.administration import loaded_plugin
 from broker.bundles import BundleFolder
-from broker.config import GatewayConfig
 from broker.core import Core
+from broker.descriptors import raise_descriptor_limit
 from broker.gateway import Gateway
 from broker.home import Home, find_home, load_home, prepare_run_directory, settle_trust
 from broker.inventory import Inventory
@@ -41,7 +39,6 @@ from broker.log import Log, open_log
 from broker.policy import policy_digest
 from broker.seal import refuse_connections, seal_broker
 from broker.state import Edge, KnownKey, State
-from broker.stations import HALF_OPEN_MAX
 from broker.transport import FrontSetup, Transport, TransportRefused
 from broker.trust.errors import TrustRefused
 from broker.trust.validation import load_registered
@@ -55,12 +52,6 @@ from schemas.events import (
 )
 from schemas.manifest import BUNDLE_BYTES_MAX
 from schemas.names import API_VERSION, FRAME_BYTES_MAX_ADMIN, FRAME_BYTES_MAX_OMEGA
-from schemas.refusals import RefusalCode
-
-DESCRIPTORS_PER_WORKER: Final = 6
-"""Three sockets, a listener, a connection, and what is opened in passing."""
-DESCRIPTORS_OF_OUR_OWN: Final = 128
-"""Ledger, fronts, launcher, Python; measured below 50."""
 
 
 class SystemClock:
@@ -142,9 +133,9 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         stack.callback(launcher.close)
         external = ExternalLauncher(home.run_directory)
         signals = StopSignals(log)
-        raise_descriptor_limit(home.config)
+        crowd_max = raise_descriptor_limit(home.config, tcp_fronts=len(home.tcp_ports))
         seal_broker(writable=home.writable, tcp_ports=home.tcp_ports)
-        transport = _open_transport(home)
+        transport = _open_transport(home, crowd_max)
         stack.callback(transport.close)
         refuse_connections()
         clock = SystemClock()
@@ -179,38 +170,17 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         return status
 
 
-def raise_descriptor_limit(config: GatewayConfig) -> None:
-    """Take as many descriptors as the system gives, so that connections cannot use up all.
-
-    The launcher and its workers, begun before, keep the limit that this process was started with.
-
-    Raises:
-        TransportRefused: that is not enough for what the configuration allows.
-    """
-    fronts = config.omega.connections_max + config.admin.connections_max + 2 * HALF_OPEN_MAX
-    workers = config.limits.workers_max * DESCRIPTORS_PER_WORKER
-    needed = fronts + workers + DESCRIPTORS_OF_OUR_OWN
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise TransportRefused(
-            RefusalCode.CONFIG_INVALID,
-            f"{hard} descriptors are allowed and {needed} are needed: raise the hard limit of open "
-            "files, or lower connections_max or workers_max in gateway.toml",
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _open_transport(home: Home) -> Transport:
+def _open_transport(home: Home, crowd_max: int) -> Transport:
     """Make the sockets; nobody is admitted, because the ledger has not said who was revoked."""
     config = home.config
     return Transport.open(
         omega=FrontSetup(
             home.omega_endpoint, home.keys.front_omega.secret, {}, FRAME_BYTES_MAX_OMEGA,
-            config.omega.high_water_mark, config.omega.connections_max,
+            config.omega.high_water_mark, config.omega.connections_max, crowd_max,
         ),
         admin=FrontSetup(
             home.admin_endpoint, home.keys.front_admin.secret, {}, FRAME_BYTES_MAX_ADMIN,
-            config.admin.high_water_mark, config.admin.connections_max,
+            config.admin.high_water_mark, config.admin.connections_max, crowd_max,
         ),
         run_directory=home.run_directory,
     )

@@ -14,12 +14,10 @@ Who is admitted is left to `broker.zap`. Source: zmq_setsockopt(3); unix(7); Zer
 
 from __future__ import annotations
 
-import array
 import errno
 import os
 import socket as system_socket
 import stat
-import struct
 from typing import Final
 
 import zmq
@@ -30,9 +28,6 @@ CURVE_OVERHEAD_BYTES: Final = 33
 IPC_PATH_BYTES_MAX: Final = 107
 _ZAP_ENFORCE_DOMAIN: Final = 93
 """A draft option that every libzmq since 4.3.0 compiles in; pyzmq's wheels have no name for it."""
-
-_SO_ATTACH_FILTER: Final = 26
-_SO_DETACH_FILTER: Final = 27
 
 ZmqSocket = zmq.Socket[bytes]
 ZmqContext = zmq.Context[ZmqSocket]
@@ -189,33 +184,6 @@ def unlink_socket(endpoint: str) -> None:
             os.unlink(path)
         except FileNotFoundError:
             return
-
-
-def shut_listener(descriptor: int, *, shut: bool) -> None:
-    """Let the kernel drop what arrives for a listening TCP socket, or take it in again.
-
-    Connections that are there go on, the address stays ours, and a peer's own retries bring it in
-    later. Unbinding would end every connection instead (libzmq 4.3.5). Source: socket(7),
-    SO_ATTACH_FILTER.
-
-    Args:
-        descriptor: the listening socket, which stays its owner's.
-        shut: whether to drop or to take in.
-
-    Raises:
-        OSError: the kernel refused.
-    """
-    listener = system_socket.socket(fileno=descriptor)
-    try:
-        if shut:
-            # One instruction: return 0, that is, keep nothing of the packet.
-            program = array.array("B", struct.pack("=HBBI", 6, 0, 0, 0))
-            described = struct.pack("@HP", 1, program.buffer_info()[0])
-            listener.setsockopt(system_socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
-        else:
-            listener.setsockopt(system_socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-    finally:
-        listener.detach()
 
 
 def _lies_at(path: str) -> bool:

@@ -9,8 +9,9 @@ not handed on; that a worker went is told after everything it had sent. It leave
 
 from __future__ import annotations
 
-import contextlib
 import re
+import time
+from collections.abc import Callable
 from typing import Final, Literal
 
 import zmq
@@ -26,16 +27,18 @@ from broker.arrivals import (
     WorkerFrames,
 )
 from broker.effects import Front, Origin
-from broker.monitor import ConnectionMonitor
-from broker.sockets import ZmqSocket, bind, ipc_path, shut_listener, unlink_socket
+from broker.monitor import OVERRUN, ConnectionMonitor
+from broker.sockets import TransportRefused, ZmqSocket, bind, ipc_path, unlink_socket
 from broker.zap import FrontDoor, WorkerDoor
 from schemas.events import Plane
 
 MESSAGES_PER_TURN: Final = 64
 FRAMES_DROPPED_PER_TURN: Final = 4096
 BYTES_PER_TURN: Final = 32 * 1024 * 1024
-HALF_OPEN_MAX: Final = 64
-"""Connections of a TCP front beyond its bound, each soon refused, before its door is shut."""
+SHUT_S: Final = 1.0
+"""How long a front stays closed that was overrun, in seconds."""
+CLOSE_MS: Final = 1_000
+"""How long libzmq may take to close a socket after its last message, in ms."""
 NO_USER_ID: Final = "frame without an authenticated key"
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -158,26 +161,50 @@ class FrontStation(Station):
     """A front's ROUTER. OMEGA's is drained before the operators'."""
 
     def __init__(
-        self, socket: ZmqSocket, front: Front, endpoint: str, door: FrontDoor, budget: TurnBudget
+        self, socket: ZmqSocket, front: Front, endpoint: str, door: FrontDoor, budget: TurnBudget,
+        crowd_max: int,
     ) -> None:
         """Let `door` count this front's connections."""
         super().__init__(socket, front, front, endpoint, budget)
+        self.shut_until_s = 0.0
+        self._crowd_max = crowd_max
         self.rank = 3 if front == "front.omega" else 4
         self.front: Front = front
         self.door = door
-        self.shut = False
-        door.connections = self.monitor.connections
+        door.connections = self.monitor.authenticated
 
     def report_connections(self, arrivals: list[Arrival]) -> bool:
-        """Shut the door of a TCP front while strangers hold more than a few too many."""
+        """Close a TCP front that strangers overrun, before they have all descriptors.
+
+        libzmq can be told to accept nobody only by unbinding, which ends every connection of the
+        front: OMEGA's too, if OMEGA comes by TCP. Nothing less keeps the gateway alive.
+        """
         more = super().report_connections(arrivals)
-        crowded = self.monitor.connections() > self.door.connections_max + HALF_OPEN_MAX
-        if crowded != self.shut and self._bound and ipc_path(self.endpoint) is None:
-            # A kernel out of memory leaves the door as it is; the next event tries again.
-            with contextlib.suppress(OSError):
-                shut_listener(self.monitor.listener, shut=crowded)
-                self.shut = crowded
+        count = self.monitor.connections()
+        if count > self._crowd_max and self._bound and ipc_path(self.endpoint) is None:
+            self.monitor.closed = self._bound = False
+            self.socket.unbind(self.endpoint)
+            self.shut_until_s = time.monotonic() + SHUT_S
+            arrivals.append(HandshakesRefused(self.front, count, OVERRUN))
         return more
+
+    def reopen(self, now_s: float) -> None:
+        """Listen again when the moment is over; an address that is taken is tried again later."""
+        if now_s < self.shut_until_s or not self.monitor.closed:
+            return
+        try:
+            self.bind()
+        except TransportRefused:
+            self.shut_until_s = now_s + SHUT_S
+        else:
+            self.shut_until_s = 0.0
+
+    def close_among_crowds(self, linger_ms: int, answer: Callable[[], object]) -> None:
+        """Close the socket first and read its monitor to the end: a crowd may fill it meanwhile."""
+        self.socket.close(linger=linger_ms)
+        self.monitor.close_after_socket(linger_ms + CLOSE_MS, answer)
+        if self._bound:
+            unlink_socket(self.endpoint)
 
     def _receive(self, arrivals: list[Arrival]) -> None:
         first = self.socket.recv(_NOBLOCK, copy=False)

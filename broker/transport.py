@@ -94,7 +94,11 @@ _FRONTS: Final[tuple[Front, Front]] = ("front.omega", "front.admin")
 
 
 class FrontSetup(NamedTuple):
-    """One front: where it listens, its secret, whom it admits (Z85 key to key id), its limits."""
+    """One front: where it listens, its secret, whom it admits (Z85 key to key id), its limits.
+
+    `connections_max` is of authenticated clients; with `crowd_max` others connected beside them
+    a TCP front is closed for a moment.
+    """
 
     endpoint: str
     server_secret_z85: str
@@ -102,6 +106,7 @@ class FrontSetup(NamedTuple):
     bytes_max: int
     high_water_mark: int
     connections_max: int
+    crowd_max: int
 
 
 class WorkerEndpoint(NamedTuple):
@@ -225,6 +230,9 @@ class Transport:
         arrivals, self._pending = self._pending, []
         self._budget.bytes_left = BYTES_PER_TURN
         deadline = time.monotonic() + timeout_ms / 1000
+        for front in self._fronts.values():
+            if front.shut_until_s:
+                front.reopen(time.monotonic())
         wait_s = 0.0 if arrivals or self._hot else timeout_ms / 1000
         while True:
             for descriptor, _ in self._epoll.poll(wait_s):
@@ -370,9 +378,12 @@ class Transport:
         Args:
             linger_ms: how long sent messages may still leave.
         """
-        for station in (*self._fronts.values(), *self._workers.values()):
-            self._remove_station(station)
-            station.close(linger_ms)
+        for front in self._fronts.values():
+            self._remove_station(front)
+            front.close_among_crowds(linger_ms, lambda: self._doorkeeper.drain([]))
+        for worker in self._workers.values():
+            self._remove_station(worker)
+            worker.close(linger_ms)
         self._fronts.clear()
         self._workers.clear()
         self._doorkeeper.socket.close()
@@ -393,7 +404,10 @@ class Transport:
             handshake_ms=self._limits.handshake_ms,
         )
         door = FrontDoor(_raw_keys(setup.keys), setup.connections_max)
-        station = FrontStation(socket, front, setup.endpoint, door, self._budget)
+        station = FrontStation(
+            socket, front, setup.endpoint, door, self._budget,
+            setup.connections_max + setup.crowd_max,
+        )
         self._doorkeeper.register(front, door)
         self._fronts[front] = station
         self._add_station(station)

@@ -40,9 +40,9 @@ class FrontDoor:
     def __init__(self, keys: dict[bytes, str], connections_max: int) -> None:
         """Remember the keys and the bound."""
         self.keys = keys
-        self.connections_max = connections_max
         self.connections: Callable[[], int] = int
-        """Counts what is connected, this handshake included; the front's station sets it."""
+        """Counts the authenticated connections; the front's station sets it."""
+        self._connections_max = connections_max
 
     def decide(self, key: bytes) -> Verdict:
         """Admit a known key while there is room."""
@@ -50,7 +50,7 @@ class FrontDoor:
         if identifier is None:
             return _REFUSED
         # A temporary refusal: an honest client tries again by itself.
-        if self.connections() > self.connections_max:
+        if self.connections() >= self._connections_max:
             return _CROWDED
         return b"200", b"", identifier.encode()
 

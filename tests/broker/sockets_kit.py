@@ -50,6 +50,7 @@ class House:
             bytes_max=BYTES_MAX,
             high_water_mark=1000,
             connections_max=256,
+            crowd_max=4096,
         )._replace(**changes)
         admin = omega._replace(
             endpoint=f"ipc://{directory}/admin",

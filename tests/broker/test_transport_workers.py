@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
 import subprocess
 import sys
@@ -220,6 +221,31 @@ socket.recv()
         finally:
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_what_a_worker_had_sent_is_told_before_that_it_went(count):
+    """However late the loop looks, results come first, and an order meanwhile finds it gone."""
+    with house() as home:
+        name, worker = admitted(home)
+        home.quiet()
+        worker.linger = 10_000
+        for number in range(count):
+            worker.send(b"%d" % number)
+        worker.close()
+        # The monitor's descriptor alone: the loop is busy elsewhere until the worker has gone.
+        monitor = home.transport._workers[name].monitor.socket
+        assert select.select([monitor.fileno()], [], [], 10)[0]
+
+        assert home.transport.holds(name)
+        assert home.transport.send_worker(name, b"run") != "full"
+        arrivals = home.pump_for(WorkerDisconnected)
+
+        assert arrivals == [
+            *(WorkerFrames(name, [b"%d" % number]) for number in range(count)),
+            WorkerDisconnected(name),
+        ]
+        assert not home.transport.holds(name)
 
 
 def test_closing_a_worker_ends_its_connection_and_removes_its_file():
