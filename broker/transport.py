@@ -7,8 +7,8 @@ Rules this file keeps:
 - Who speaks is the socket and, on a front, the user id that ZAP gave the connection. A routing id
   is only the way back: never compared, logged or sent anywhere else.
 - A turn takes a bounded number of messages from each socket and a bounded number of bytes from
-  all, monitors first, then handshakes, workers, OMEGA's front and the operators'. What is left is
-  taken in the next turn.
+  all, monitors first, then handshakes, workers, OMEGA's front and the operators', and other
+  descriptors last. What is left is taken in the next turn.
 - ZMQ_FD tells of changes, not of states: a socket that was touched is asked again before the loop
   sleeps, so no message waits for the next one to come.
 - A send never blocks. It says whether the message left, the peer is gone, or its queue is full.
@@ -234,19 +234,21 @@ class Transport:
             if front.shut_until_s:
                 front.reopen(time.monotonic())
         wait_s = 0.0 if arrivals or self._hot else timeout_ms / 1000
+        readable: list[Arrival] = []
         while True:
             for descriptor, _ in self._epoll.poll(wait_s):
                 watched = self._watched.get(descriptor)
                 if watched is None:
-                    arrivals.append(Readable(descriptor))
+                    readable.append(Readable(descriptor))
                 else:
                     self._hot.add(watched)
             if self._hot:
                 for watched in sorted(self._hot, key=_rank):
                     if not watched.drain(arrivals):
                         self._hot.discard(watched)
-            if arrivals:
-                return arrivals
+            if readable or arrivals:
+                # Last, so that a worker's exit is not told before what it had sent.
+                return arrivals + readable
             wait_s = deadline - time.monotonic() if timeout_ms >= 0 else -1.0
             if timeout_ms >= 0 and wait_s <= 0:
                 return arrivals
