@@ -26,6 +26,13 @@ class FrontConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections_max: QueueLength = 256
 
 
+class AdminFrontConfig(FrontConfig, frozen=True, forbid_unknown_fields=True):
+    """The operators' front: fewer connections and shorter queues, because its frames are large."""
+
+    high_water_mark: QueueLength = 8
+    connections_max: QueueLength = 64
+
+
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of the broker as a whole."""
 
@@ -82,7 +89,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     domain: Domain
     log_id: str
     omega: FrontConfig = FrontConfig()
-    admin: FrontConfig = FrontConfig(high_water_mark=8, connections_max=64)
+    admin: AdminFrontConfig = AdminFrontConfig()
     limits: LimitsConfig = LimitsConfig()
     times: TimesConfig = TimesConfig()
     workers: WorkersConfig = WorkersConfig()

@@ -124,3 +124,15 @@ def test_two_fronts_never_share_an_endpoint(path: str) -> None:
     both = {"omega.endpoint": "ipc:///run/x", "admin.endpoint": "ipc:///run/x"}
     with pytest.raises(HomeRefused, match="must differ"):
         config_with_origins(path, environment={}, overrides=both)
+
+
+def test_the_operators_front_keeps_its_small_bounds_when_its_endpoint_is_named(path: str) -> None:
+    """A table that names only an endpoint, as `init` writes it, takes the defaults of its front."""
+    config = config_with_origins(path, environment={}, overrides={}).config
+    named = config_with_origins(
+        path, environment={}, overrides={"admin.endpoint": "ipc:///run/elsewhere/admin"}
+    ).config
+
+    assert named.admin.endpoint == "ipc:///run/elsewhere/admin"
+    assert (named.admin.high_water_mark, named.admin.connections_max) == (8, 64)
+    assert config.admin.connections_max == named.admin.connections_max
