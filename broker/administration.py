@@ -24,6 +24,7 @@ from broker.trust.json_schemas import compile_schema
 from broker.trust.roots import publisher_key_known
 from broker.trust.signatures import decode_base64, read_envelope
 from broker.trust.validation import Validated, ValidationContext, validate_bundle
+from schemas.codec import printable
 from schemas.events import (
     GrantChange,
     PluginDisable,
@@ -175,7 +176,7 @@ class Administration:
         manifest = validated.manifest
         self._state.append(PluginReject(
             bundle_sha256=hashlib.sha256(request.bundle).hexdigest(), code=first.code,
-            where=_ascii(first.where), plugin=manifest.id if manifest else None,
+            where=printable(first.where, 1024), plugin=manifest.id if manifest else None,
             version=manifest.version if manifest else None, actor=origin.key_id,
         ))
         more = len(validated.problems) - 1
@@ -288,7 +289,8 @@ class Administration:
             if (call.plugin, call.version) in victims
             or (request.kind == "client_key" and call.origin.key_id == subject)
         ]
-        state.append(RevokeEvent(kind=request.kind, id=subject, reason=_ascii(request.reason),
+        reason = printable(request.reason, 1024)
+        state.append(RevokeEvent(kind=request.kind, id=subject, reason=reason,
                                  actor=origin.key_id, ended=len(ended)))
         state.send(
             origin,
@@ -439,8 +441,3 @@ def loaded_plugin(manifest: PluginManifest, bundle: Bundle) -> LoadedPlugin:
             for schema_id, schema in manifest.schemas.items()
         },
     )
-
-
-def _ascii(text: str) -> str:
-    """Keep a person's or a bundle's words printable in the ledger."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text[:1024])

@@ -23,7 +23,7 @@ from broker.invocations import Ending, Invocations
 from broker.lifecycle import GATEWAY, MAY_SEND
 from broker.orchestrator.calls import Call, commitment
 from broker.orchestrator.fleet import Pool, Worker
-from broker.state import State, printable
+from broker.state import State
 from broker.supervision import Supervision
 from schemas import codec
 from schemas.events import (
@@ -353,7 +353,7 @@ class Core:
         """A worker's process could not be made."""
         worker = self._at(now).fleet.by_incarnation.get(incarnation)
         if worker is not None:
-            worker.exit_detail = printable(reason)
+            worker.exit_detail = codec.printable(reason)
             self._workers.gone(worker, "start_failed", "start_failed")
         return self.state.take()
 

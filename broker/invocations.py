@@ -28,8 +28,9 @@ from broker.orchestrator.calls import (
     payload_bytes,
 )
 from broker.orchestrator.fleet import Pool
-from broker.state import State, printable
+from broker.state import State
 from broker.trust.versions import version_request_matches
+from schemas.codec import printable
 from schemas.events import InvokeAccept, InvokeEnd, InvokeRefuse
 from schemas.messages import (
     Abort,

@@ -21,6 +21,7 @@ from broker.orchestrator.admission import DropBudget, RequestWindow
 from broker.orchestrator.calls import Call, LoadedPlugin
 from broker.orchestrator.fleet import Fleet
 from broker.trust.roots import still_trusted
+from schemas.codec import printable
 from schemas.events import EventFields, FrameDrop, Plane
 from schemas.messages import Refusal, Reply, ToWorker, Usage
 from schemas.names import Role
@@ -28,7 +29,7 @@ from schemas.policy import Policy
 from schemas.refusals import REFUSALS, RefusalCode
 from schemas.trust import TrustRoot
 
-TimerKind = Literal["call", "start", "backoff", "abort", "ping", "drain", "idle", "stop"]
+TimerKind = Literal["call", "start", "backoff", "abort", "ping", "drain", "stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,6 @@ class Edge:
     determinism_key: bytes = field(repr=False)
     log_id: str = ""
     gateway_version: str = ""
-
-
-def printable(text: str) -> str:
-    """Keep foreign words out of terminals' hands: printable ASCII, at most 200 characters."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text[:200])
 
 
 class State:

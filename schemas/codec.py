@@ -65,9 +65,9 @@ def _split_place(sentence: str) -> tuple[str, str]:
     return what, place.strip("`") if place else "$"
 
 
-def _printable(text: str) -> str:
-    """Keep a peer's words out of terminals' hands: printable ASCII, at most 200 characters."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text[:200])
+def printable(text: str, characters_max: int = 200) -> str:
+    """Keep foreign words out of terminals' hands: printable ASCII, cut to a length."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text[:characters_max])
 
 
 _map_decoder: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
@@ -135,7 +135,7 @@ class Decoder(Generic[MessageT]):
                 return message
         except msgspec.ValidationError as error:
             what, where = _split_place(str(error))
-            what, where = _printable(what), _printable(where)
+            what, where = printable(what), printable(where)
             if what.startswith("Invalid value") and where == "$.type":
                 raise WireError(
                     RefusalCode.MESSAGE_UNKNOWN,
@@ -146,7 +146,7 @@ class Decoder(Generic[MessageT]):
         except _DECODE_ERRORS as error:
             raise WireError(
                 RefusalCode.FRAME_MALFORMED, f"the body is not one msgpack map: "
-                f"{_printable(str(error))}",
+                f"{printable(str(error))}",
             ) from None
         raise WireError(RefusalCode.FRAME_MALFORMED, "a map of the body names one key twice")
 
