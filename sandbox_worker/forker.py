@@ -142,7 +142,7 @@ def start(launch: LaunchDocument, bundle: Bundle) -> Forker:
     deadline = time.monotonic() + START_S
     base = policy.program(policy.base_rules())
     clock, random = _granted(launch.grants)
-    strict = policy.program(policy.strict_rules(clock=clock, random=random))
+    strict = policy.call_filter(clock=clock, random=random)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     setup: zygote.Setup = {

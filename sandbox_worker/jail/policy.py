@@ -50,6 +50,9 @@ SOFT: dict[int, str] = {
 ALWAYS = "munmap brk rt_sigprocmask rt_sigreturn restart_syscall sched_yield exit exit_group"
 ZERO = "getpid gettid getppid getuid geteuid getgid getegid"
 
+FIRST_FILE, FILES_MAX = 4, 16
+"""A call process's granted descriptors are 4 and the numbers after it, at most so many."""
+
 _EPERM = errno_action(errno.EPERM)
 _EBADF = errno_action(errno.EBADF)
 _JOB = Check(0, 32, one_of=(3,))
@@ -88,6 +91,8 @@ CLOCK: dict[str, Rule] = {
 RANDOM: dict[str, Rule] = {"getrandom": Rule(ALLOW, (Check(2, 32, subset=1),), _EPERM)}
 """Allowed with `random.read`, else refused softly."""
 
+_FILES = tuple(range(FIRST_FILE, FIRST_FILE + FILES_MAX))
+
 ZYGOTE: dict[str, Rule] = {
     **{name: Rule(ALLOW) for name in ["read", "write", "poll", "recvmsg", "sendmsg", "close",
     "close_range"]},
@@ -96,7 +101,7 @@ ZYGOTE: dict[str, Rule] = {
     "clone": Rule(ALLOW, (Check(0, 64, one_of=(0x01200011,)),), _EPERM),
     # 9 ends a call; 0 is how a call process checks its Landlock domain.
     "kill": Rule(ALLOW, (Check(1, 32, one_of=(0, 9)),), _EPERM),
-    "dup3": Rule(ALLOW, (Check(1, 32, one_of=(3,)),), _EBADF),
+    "dup3": Rule(ALLOW, (Check(1, 32, one_of=(3, *_FILES)),), _EBADF),
     "prlimit64": Rule(ALLOW, (Check(0, 32, one_of=(0,)),), _EPERM),
     "timer_create": Rule(ALLOW, (Check(0, 32, one_of=(2,)),), KILL),
     "timer_settime": Rule(ALLOW),
@@ -127,13 +132,20 @@ def numbers() -> dict[str, int]:
     return {name: int(number) for number, name in pairs}
 
 
-def strict_rules(*, clock: bool, random: bool) -> dict[str, Rule]:
+def strict_rules(*, clock: bool, random: bool, descriptors: int = 0) -> dict[str, Rule]:
     """The rules of a call process, by name; a name not here kills.
 
     Args:
         clock: whether `clock.read` is granted.
         random: whether `random.read` is granted.
+        descriptors: how many granted descriptors it has, from `FIRST_FILE` on; it may read them
+            and move in them, and no others.
+
+    Raises:
+        ValueError: more than `FILES_MAX` descriptors, or fewer than none.
     """
+    if not 0 <= descriptors <= FILES_MAX:
+        raise ValueError(f"{descriptors} descriptors; a call process has 0 to {FILES_MAX}")
     rules = {name: Rule(errno_action(code)) for code, names in SOFT.items()
              for name in names.split()}  # fmt: skip
     rules.update({name: Rule(ALLOW) for name in ALWAYS.split()})
@@ -141,12 +153,23 @@ def strict_rules(*, clock: bool, random: bool) -> dict[str, Rule]:
     rules.update(CHECKED)
     for group, granted in ((CLOCK, clock), (RANDOM, random)):
         rules.update(group if granted else {name: Rule(_EPERM) for name in group})
+    if descriptors:
+        given = _FILES[:descriptors]
+        rules["read"] = Rule(ALLOW, (Check(0, 32, one_of=(*_JOB.one_of, *given)),), _EBADF)
+        # From the start, from here, from the end: `seek`, and a size without fstat.
+        whence = Check(2, 32, one_of=(0, 1, 2))
+        rules["lseek"] = Rule(ALLOW, (Check(0, 32, one_of=given), whence), _EBADF)
     return rules
+
+
+def call_filter(*, clock: bool, random: bool, descriptors: int = 0) -> bytes:
+    """The filter of a call process with these grants; see `strict_rules`."""
+    return program(strict_rules(clock=clock, random=random, descriptors=descriptors))
 
 
 def base_rules() -> dict[str, Rule]:
     """The rules of the zygote: nowhere more severe than any call process's, see `ZYGOTE`."""
-    return {**strict_rules(clock=True, random=True), **ZYGOTE}
+    return {**strict_rules(clock=True, random=True, descriptors=FILES_MAX), **ZYGOTE}
 
 
 def supervisor_rules() -> dict[str, Rule]:

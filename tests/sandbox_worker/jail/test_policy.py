@@ -12,10 +12,14 @@ from tests.sandbox_worker.jail.evaluator import evaluate
 
 SEVERITY = {0x80000000: 2, 0x00050000: 1, 0x7FFF0000: 0}
 GARBAGE = 0xDEADBEEF00000000
-VALUES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 16, 0x22, 0x21, 0x32, 0x01200011, 2**31, 2**32 - 1)
+VALUES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 16, 19, 20, 0x22, 0x21, 0x32, 0x01200011, 2**31, 2**32 - 1)
 STRICT = [
     policy.strict_rules(clock=clock, random=random)
     for clock, random in itertools.product((False, True), repeat=2)
+]
+WITH_FILES = [
+    policy.strict_rules(clock=False, random=False, descriptors=count)
+    for count in (1, 2, policy.FILES_MAX)
 ]
 
 
@@ -27,6 +31,8 @@ def _probes() -> list[tuple[int, ...]]:
             arguments = [0] * 6
             arguments[place] = value | high
             probes.append(tuple(arguments))
+    for number, whence, high in itertools.product((3, 4, 5, 19, 20), (0, 2, 3), (0, GARBAGE)):
+        probes.append((number | high, 0, whence | high, 0, 0, 0))
     probes.append((0, 4096, 3, 0x22, 2**64 - 1, 0))
     return probes
 
@@ -40,7 +46,7 @@ def _expected(rule: Rule, arguments: tuple[int, ...]) -> int:
     return rule.action if good else rule.otherwise
 
 
-@pytest.mark.parametrize("rules", [*STRICT, policy.base_rules()])
+@pytest.mark.parametrize("rules", [*STRICT, *WITH_FILES, policy.base_rules()])
 def test_every_number_does_what_the_table_says(rules: dict[str, Rule]) -> None:
     """Numbers 0 to 1023 through the real program, each with a set of argument registers."""
     program = policy.program(rules)
@@ -53,7 +59,7 @@ def test_every_number_does_what_the_table_says(rules: dict[str, Rule]) -> None:
             assert _expected(rule, arguments) == evaluate(program, number, arguments), number
 
 
-@pytest.mark.parametrize("rules", STRICT)
+@pytest.mark.parametrize("rules", [*STRICT, *WITH_FILES])
 def test_the_zygotes_filter_never_hardens_a_call_process(rules: dict[str, Rule]) -> None:
     """The kernel takes the most severe of both filters: base may never be the more severe one."""
     base, strict = policy.program(policy.base_rules()), policy.program(rules)
@@ -78,6 +84,32 @@ def test_capabilities_change_only_their_own_calls() -> None:
     assert {name for name in none if none[name] != random[name]} == set(policy.RANDOM)
     assert {name for name in none if none[name] != both[name]} == {*policy.CLOCK, *policy.RANDOM}
     assert all(set(none) == set(other) for other in STRICT)
+
+
+@pytest.mark.parametrize("count", range(policy.FILES_MAX + 1))
+def test_granted_descriptors_can_be_read_and_moved_in_and_nothing_else(count: int) -> None:
+    """Exactly 4 to 3 + count may be read and sought in; 3 stays the job; no other call changes."""
+    program = policy.call_filter(clock=False, random=False, descriptors=count)
+    with_files = policy.strict_rules(clock=False, random=False, descriptors=count)
+    known, none = policy.numbers(), STRICT[0]
+
+    for name, allowed in (
+        ("read", {3, *range(4, 4 + count)}), ("lseek", {*range(4, 4 + count)}), ("write", {3}),
+        ("pread64", set()), ("fstat", set()), ("dup", set()), ("mmap", set()), ("fcntl", set()),
+    ):  # fmt: skip
+        for number in range(64):
+            found = evaluate(program, known[name], (number | GARBAGE, 0, 0))
+            assert (found == ALLOW) == (number in allowed), (name, number)
+    changed = {name for name in none if none[name] != with_files[name]}
+    assert changed == ({"read", "lseek"} if count else set())
+    assert set(none) == set(with_files)
+
+
+@pytest.mark.parametrize("count", [-1, policy.FILES_MAX + 1])
+def test_there_is_no_filter_for_too_many_descriptors(count: int) -> None:
+    """The zygote's filter would refuse what such a filter promised."""
+    with pytest.raises(ValueError, match="descriptors"):
+        policy.call_filter(clock=False, random=False, descriptors=count)
 
 
 def test_a_name_stands_in_one_row() -> None:

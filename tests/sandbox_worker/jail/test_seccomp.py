@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 
 import pytest
@@ -14,7 +15,7 @@ from tests.sandbox_worker.jail.inside import Killed, inside
 
 pytestmark = pytest.mark.jail
 
-STRICT = policy.program(policy.strict_rules(clock=False, random=False))
+STRICT = policy.call_filter(clock=False, random=False)
 BASE = policy.program(policy.base_rules())
 _NUMBERS = policy.numbers()
 BAD = (2**32 - 7,) * 6
@@ -84,6 +85,38 @@ def test_stacked_filters_give_the_stricter_answer() -> None:
         return seen
 
     assert inside(attempt) == [errno.EPERM, errno.EPERM, errno.EACCES, errno.EBADF]
+
+
+def test_granted_descriptors_work_under_both_filters() -> None:
+    """Read and lseek on 4 and 5 reach the kernel; what else there is to do with them does not."""
+    program = policy.call_filter(clock=False, random=False, descriptors=2)
+
+    def attempt() -> object:
+        for number, text in ((4, b"four"), (5, b"five")):
+            file = os.memfd_create("granted")
+            os.write(file, text)
+            os.lseek(file, 0, os.SEEK_SET)
+            os.dup2(file, number)
+        identity.no_new_privileges()
+        seccomp.install(BASE)
+        seccomp.install(program)
+        seen: list[object] = [os.lseek(4, 0, os.SEEK_END), os.lseek(4, 1, os.SEEK_SET)]
+        seen += [os.read(number, 10).decode() for number in (4, 5)]
+        for refused in (
+            lambda: os.write(4, b"x"),
+            lambda: os.dup(4),
+            lambda: os.read(6, 1),
+            lambda: os.lseek(3, 0, 0),
+            lambda: os.lseek(4, 0, os.SEEK_HOLE),
+            lambda: os.pread(4, 1, 0),
+            lambda: os.ftruncate(4, 0),
+        ):
+            with pytest.raises(OSError) as error:
+                refused()
+            seen.append(error.value.errno)
+        return seen
+
+    assert inside(attempt) == [4, 1, "our", "five", *[errno.EBADF] * 7]
 
 
 def test_expect_installed_refuses_a_filter_that_is_not_there() -> None:
