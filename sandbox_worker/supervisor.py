@@ -332,10 +332,12 @@ class Supervisor:
             raise WorkerEndedError("recycle_killed", "the zygote ended")
         for ending in endings:
             slot = self._slots.pop(ending.number, None)
-            if isinstance(ending, Exit) and _exit_code(ending) == JAIL_FAILED:
-                raise WorkerEndedError("sandbox_unavailable", "a call process could not be jailed")
             if slot is None:
                 continue
+            # With a job given, plugin code may have chosen the exit status: it is not believed.
+            failed = isinstance(ending, Exit) and _exit_code(ending) == JAIL_FAILED
+            if failed and not isinstance(slot.order, Run):
+                raise WorkerEndedError("sandbox_unavailable", "a call process could not be jailed")
             self._idle.pop(slot.number, None)
             if slot.order is not None:
                 # The exit report may be here before the reply: read the socket to its end.

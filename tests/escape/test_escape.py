@@ -13,30 +13,11 @@ from schemas.manifest import Limits
 from schemas.messages import CallFailure, CallResult
 from schemas.payloads import JSONPayload
 from tests.escape.attempts import ATTEMPTS, Attempt
+from tests.escape.runner import PLUGIN, RUNNER
 from tests.sandbox_worker.harness import ROOT, Worker, worker
 
 pytestmark = [pytest.mark.jail, pytest.mark.system]
 
-RUNNER = '''
-def attempt(code, linux):
-    scope = {"linux": linux, "Memory": linux.Memory}
-    try:
-        exec(code, scope)
-    except BaseException as error:
-        return ["refused", type(error).__name__]
-    return ["succeeded", repr(scope.get("result"))[:100]]
-'''
-PLUGIN = RUNNER + '''
-import sys
-from sandbox_worker.sdk import method
-
-@method()
-def main(ctx, text):
-    frame = sys._getframe()
-    while "linux" not in frame.f_globals:
-        frame = frame.f_back
-    return attempt(text.text, frame.f_globals["linux"])
-'''
 OUTSIDE = RUNNER + '''
 import json, sys
 from sandbox_worker.jail import linux
