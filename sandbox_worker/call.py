@@ -114,6 +114,8 @@ def serve(take_job: list[Prepared], jail: Jail, plugin: Plugin, *, rehearsal: bo
             os._exit(JAIL_FAILED)
         _close_jail(jail, rehearsal=rehearsal)
         _answer(plugin)
+        # The supervisor reads what this process used while it waits here, and ends it.
+        os.read(JOB, 1)
         os._exit(0)
     except BaseException:  # noqa: BLE001  The process ends here, whatever it was.
         os._exit(1)

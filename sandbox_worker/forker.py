@@ -90,9 +90,8 @@ class Forker:
         ours, theirs = [], []
         for _ in numbers:
             mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            if rehearse:
-                # The kernel names the writer only to a socket that asked before it wrote.
-                mine.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            # The kernel names the writer only to a socket that asked before it wrote.
+            mine.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             ours.append(mine)
             theirs.append(its)
         kind = zygote.REHEARSE if rehearse else zygote.FORK

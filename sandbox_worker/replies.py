@@ -85,7 +85,7 @@ class Inbox:
         self._data = bytearray()
         self._total = 0
 
-    def feed(self, data: bytes) -> list[Frame]:
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
         """Take more bytes and give the frames that are complete.
 
         Raises:

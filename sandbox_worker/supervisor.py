@@ -3,11 +3,12 @@
 It is told orders by the broker and facts by the zygote, and holds no authority of its own: it
 cannot start a process, only ask for one, and a call process gets exactly one job.
 
-Rules: a call has one end, reported once; it is over when its process was reaped, because only
-then are its figures known; an exit report may overtake the reply, so the job socket is drained
-before a call is called dead; deadlines are kept on the monotonic clock and the process is killed
-through the zygote, which alone knows its pid without a race. It leaves races with cancel and
-revoke to the broker.
+Rules: a call has one end, reported once; with a complete reply it is over at once, its figures
+are read from the kernel and its process is ended there and then; without one it is over when its
+process was reaped. An exit report may overtake the reply, so the job socket is drained before a
+call is called dead. Deadlines are kept on the monotonic clock and the process is killed through
+the zygote, which alone knows its pid without a race. It leaves races with cancel and revoke to
+the broker.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from sandbox_worker import vitals
 from sandbox_worker.bundle import Bundle
 from sandbox_worker.call import JAIL_FAILED, MARSHAL_VERSION
 from sandbox_worker.forker import Exit, Forker, ForkFailure
@@ -60,7 +62,7 @@ from schemas.payloads import (
 )
 
 LINGER_S = 1.0
-"""How long a call process may live after its reply."""
+"""How long a process that ended before its figures could be read may take to be reaped."""
 
 PROGRESS_S = 0.1
 """Progress is passed on at most this often per call."""
@@ -98,6 +100,8 @@ class Slot:
     used: int | None = None
     allowed: int | None = None
     killed: bool = False
+    reaped: bool = False
+    writer: int = 0
     told_at: float = float("-inf")
 
 
@@ -130,6 +134,7 @@ class Supervisor:
             if name.startswith(prefix) and name in launch.grants
         }
         self._send = send
+        self._buffer = bytearray(_RECEIVE_BYTES)
         self._next_number = _FIRST_NUMBER
         self._slots: dict[int, Slot] = {}
         self._idle: dict[int, Slot] = {}
@@ -230,8 +235,8 @@ class Supervisor:
         slot.outbox = memoryview(len(data).to_bytes(4, "big") + data)
         self.poll.register(slot.job.fileno(), select.EPOLLIN)
         self._push(slot)
-        # A fork keeps the zygote from reaping, and no result leaves before its process is reaped:
-        # with idle processes left the pool is filled when calls end, not when they begin.
+        # With idle processes left the pool is filled when calls end, not when they begin, so that
+        # a fork does not take the processor from a call.
         if not self._idle:
             self.fill()
 
@@ -280,32 +285,35 @@ class Supervisor:
     def _pull(self, slot: Slot, now: float) -> bool:
         """Read what there is; whether there may be more."""
         try:
-            data = slot.job.recv(_RECEIVE_BYTES)
+            size, slot.writer = vitals.receive(slot.job, self._buffer)
         except BlockingIOError:
             return False
         except ConnectionError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._forget_descriptor(slot)
             return False
         if slot.reply is not None or slot.ended_by is not None:
             # One answer to one job; whatever follows is not read.
             return True
+        replied = False
         try:
-            for frame in slot.inbox.feed(data):
-                self._hear(slot, frame, now)
+            for frame in slot.inbox.feed(memoryview(self._buffer)[:size]):
+                replied = self._hear(slot, frame, now)
         except ReplyError as error:
             slot.used = error.used
             if error.code == "output_limit_exceeded" and slot.order is not None:
                 slot.allowed = self._output_bytes_max(slot.order)
             self._kill(slot, error.code)
+        if replied and not slot.reaped:
+            self._settle(slot, now)
         return True
 
-    def _hear(self, slot: Slot, frame: object, now: float) -> None:
-        """Take one frame: progress goes on, an end is kept until the process was reaped."""
+    def _hear(self, slot: Slot, frame: object, now: float) -> bool:
+        """Take one frame: progress goes on, an end is kept. Whether there is an end."""
         expected = Probed if isinstance(slot.order, Probe) else (Answered, Failed, Told)
         if slot.reply is not None:
-            return
+            return True
         if not isinstance(frame, expected):
             raise ReplyError("output_invalid")
         if isinstance(frame, Told):
@@ -314,10 +322,21 @@ class Supervisor:
                 note = printable(frame.note)
                 report = CallProgress(call=slot.order.call, permille=frame.permille, note=note)
                 self._send(report)
-            return
+            return False
         assert isinstance(frame, (Answered, Failed, Probed))
         slot.reply = frame
         slot.deadline = min(slot.deadline, now + LINGER_S)
+        return True
+
+    def _settle(self, slot: Slot, now: float) -> None:
+        """End a call that has replied, and its process; if it is gone, its exit report does."""
+        used = vitals.take(slot.writer)
+        if used is None or slot.killed:
+            return
+        del self._slots[slot.number]
+        self._forget_descriptor(slot)
+        slot.job.close()
+        self._end(slot, Exit(slot.number, 0, *used), now)
 
     def _kill(self, slot: Slot, code: FailureCode | None) -> None:
         """End the process; `code` None when it already answered and only lingers."""
@@ -339,6 +358,7 @@ class Supervisor:
             if failed and not isinstance(slot.order, Run):
                 raise WorkerEndedError("sandbox_unavailable", "a call process could not be jailed")
             self._idle.pop(slot.number, None)
+            slot.reaped = True
             if slot.order is not None:
                 # The exit report may be here before the reply: read the socket to its end.
                 while self._pull(slot, now):

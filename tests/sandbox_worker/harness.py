@@ -169,6 +169,7 @@ class Worker:
         with os.fdopen(launch_write, "wb") as pipe:
             pipe.write(msgspec.json.encode(self.launch))
         self._calls = 0
+        self.zygote = 0
         self.others: list[FromWorker] = []
 
     def send(self, order: ToWorker) -> None:
@@ -185,6 +186,7 @@ class Worker:
         """The first report, which must be `ready`."""
         report = self.receive()
         assert isinstance(report, Ready), report
+        self.zygote = report.attestation.zygote_pid
         return report
 
     def start(

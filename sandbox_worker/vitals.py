@@ -1,0 +1,66 @@
+"""What the kernel says of a call process that has replied: which process wrote, and what it used.
+
+A result does not wait until its process was reaped, so its figures are read from the living
+process. Every one comes from the kernel: the pid from the credentials that it attaches to what
+was written, processor time from that process's own clock, the largest memory from /proc. Nothing
+is taken from a process's word.
+
+Rules: room for exactly one record of credentials lies beside what is read, so that a descriptor
+sent with it is dropped by the kernel; a process is ended as soon as its figures were read, which
+keeps it from using more; a process that is gone has no figures here, and its exit report does.
+Source: unix(7), clock_getcpuclockid(3), proc_pid_status(5).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+
+_CREDENTIALS_BYTES = 12
+"""A `struct ucred`: pid, uid and gid."""
+_SPACE = socket.CMSG_SPACE(_CREDENTIALS_BYTES)
+_SCHEDULED = 2
+"""CPUCLOCK_SCHED of the kernel: the nanoseconds a process ran, in user and system mode."""
+_STATUS_BYTES = 4096
+_LARGEST = b"VmHWM:"
+
+
+def receive(job: socket.socket, buffer: bytearray) -> tuple[int, int]:
+    """Read what there is from a socket with SO_PASSCRED.
+
+    Returns:
+        How many bytes now lie in `buffer`, and the pid of their writer; 0 where there is none.
+
+    Raises:
+        OSError: BlockingIOError when there is nothing, ConnectionError when there never will be.
+    """
+    size, ancillary, _, _ = job.recvmsg_into([buffer], _SPACE)
+    return size, int.from_bytes(ancillary[0][2][:4], "little") if ancillary else 0
+
+
+def take(pid: int) -> tuple[int, int] | None:
+    """Read what a process used, in us and largest kB, and end it; None when it is gone.
+
+    Args:
+        pid: as `receive` gave it; 0 names no process.
+
+    A pid can pass to another process only after the kernel gave out all others, and the
+    supervisor's own layer lets it signal nothing but its zygote and call processes.
+    """
+    if pid <= 0:
+        # To the kernel these would be our own clock and our own process group.
+        return None
+    try:
+        descriptor = os.open(f"/proc/{pid}/status", os.O_RDONLY)
+        try:
+            _, found, rest = os.read(descriptor, _STATUS_BYTES).partition(_LARGEST)
+        finally:
+            os.close(descriptor)
+        used_us = time.clock_gettime_ns((~pid << 3) | _SCHEDULED) // 1000
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        # It ended by itself between its reply and now: ENOENT, ESRCH or EINVAL.
+        return None
+    return (used_us, int(rest.split(None, 1)[0])) if found else None
