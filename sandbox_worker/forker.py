@@ -139,7 +139,7 @@ def start(launch: LaunchDocument, bundle: Bundle) -> Forker:
         LaunchRefusedError: the plugin cannot be loaded.
     """
     deadline = time.monotonic() + START_S
-    base = policy.program(policy.base_rules())
+    base = policy.base_filter()
     clock, random = _granted(launch.grants)
     strict = policy.call_filter(clock=clock, random=random)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -1,9 +1,9 @@
 """Which system calls exist: one table, from which every filter is generated.
 
 What an honest Python program may try fails softly, with the errno it expects; everything else
-kills the process. The kernel takes the most severe answer of all filters, so the zygote's filter
-(`base`) refuses softly wherever the call process's (`strict`) does, and allows more only where
-`ZYGOTE` says so.
+kills the process. The kernel takes the most severe answer of all filters: the zygote's (`base`)
+allows more than a call process may (`strict`) only where `ZYGOTE` and grants say so, and a call
+process adds a short filter for just those calls. Both together are `strict`; a test compares them.
 
 Rules: an allow list, unknown numbers kill; pids and ids read as zero, because a pid counts the
 calls before it; no call that creates a process, descriptor, mapping shared with anybody, or
@@ -162,13 +162,26 @@ def strict_rules(*, clock: bool, random: bool, descriptors: int = 0) -> dict[str
 
 
 def call_filter(*, clock: bool, random: bool, descriptors: int = 0) -> bytes:
-    """The filter of a call process with these grants; see `strict_rules`."""
-    return program(strict_rules(clock=clock, random=random, descriptors=descriptors))
+    """What a call process with these grants puts on over the zygote's filter.
+
+    By itself it holds nothing: it has the rules of `strict_rules` only where the zygote's differ,
+    because each installed instruction is paid for by every call (docs/decisions/0016).
+    """
+    strict = strict_rules(clock=clock, random=random, descriptors=descriptors)
+    base = base_rules()
+    differing = {name: strict.get(name, Rule(KILL)) for name in base
+                 if base[name] != strict.get(name)}  # fmt: skip
+    return program(differing, ALLOW)
 
 
 def base_rules() -> dict[str, Rule]:
     """The rules of the zygote: nowhere more severe than any call process's, see `ZYGOTE`."""
     return {**strict_rules(clock=True, random=True, descriptors=FILES_MAX), **ZYGOTE}
+
+
+def base_filter() -> bytes:
+    """The zygote's filter, which every call process inherits."""
+    return program(base_rules())
 
 
 def supervisor_rules() -> dict[str, Rule]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Sequence
 
 X86_64 = 0xC000003E
 
@@ -37,6 +38,8 @@ def evaluate(
                 at += constant
             case 0x15:
                 at += true if accumulator == constant else false
+            case 0x25:
+                at += true if accumulator > constant else false
             case 0x35:
                 at += true if accumulator >= constant else false
             case 0x45:
@@ -46,3 +49,24 @@ def evaluate(
             case _:
                 raise AssertionError(f"the kernel would refuse operation {operation:#x}")
     raise AssertionError("the program did not end")
+
+
+def stacked(
+    programs: Sequence[bytes], number: int, arguments: tuple[int, ...] = (), arch: int = X86_64
+) -> int:
+    """What the kernel does under several filters: the most severe answer, of equals the newest's.
+
+    Args:
+        programs: in the order in which they were installed.
+        number: of the system call.
+        arguments: the 64-bit registers.
+        arch: the audit architecture.
+    """
+    answers = [evaluate(program, number, arguments, arch) for program in reversed(programs)]
+    return min(answers, key=severity)
+
+
+def severity(action: int) -> int:
+    """Smaller is more severe, as in include/uapi/linux/seccomp.h: the action as a signed number."""
+    kind = action & 0xFFFF0000
+    return kind - (1 << 32) if kind & 0x80000000 else kind
