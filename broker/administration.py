@@ -17,6 +17,7 @@ from typing import Literal
 from broker.effects import Evidence, Origin, SetKeys, StoreBundle
 from broker.inventory import PluginRecord, VersionRecord
 from broker.orchestrator.calls import Call, LoadedPlugin
+from broker.policy import effective, grant_denied
 from broker.state import State
 from broker.supervision import Supervision
 from broker.trust.bundles import Bundle
@@ -264,9 +265,11 @@ class Administration:
 
     def _grant(self, origin: Origin, request: Grant) -> None:
         state = self._state
-        if request.capability.startswith(("net.", "process.")):
-            state.refuse(origin, request.request_id, RefusalCode.CAPABILITY_REFUSED,
-                         where="$.capability")
+        denied = grant_denied(request.plugin, request.capability, state.policy)
+        if denied is not None:
+            state.refuse(origin, request.request_id, denied.code, denied.sentence,
+                         where="$.capability",
+                         hint=f"Add to policy.toml: {denied.line}" if denied.line else "")
             return
         state.append(GrantChange(action="granted", plugin=request.plugin,
                                  capability=request.capability, actor=origin.key_id))
@@ -276,6 +279,7 @@ class Administration:
                     capability=request.capability),
             receipt=True, known_size=request.known_size,
         )
+        self._workers.regrant(request.plugin, request.capability)
 
     def _revoke(self, origin: Origin, request: Revoke) -> None:
         """Take something back: the event first, then what runs under it ends."""
@@ -322,11 +326,18 @@ class Administration:
         if request.kind == "grant":
             plugin, _, capability = subject.partition(" ")
             record = state.inventory.plugins.get(plugin)
-            if record is None or capability not in record.grants:
+            ruled = effective(plugin, (capability,), state.policy, ()).granted
+            if record is None or capability not in record.grants or ruled:
                 state.refuse(origin, request.request_id, RefusalCode.CAPABILITY_NOT_GRANTED,
-                             where="$.id")
+                             "policy.toml grants it, no request does" if ruled else "",
+                             where="$.id",
+                             hint="Take it out of policy.toml and start again." if ruled else "")
                 return None
-            return [(plugin, version) for version in record.versions]
+            return [
+                (plugin, version) for version in record.versions
+                if (loaded := state.plugins.get((plugin, version))) is not None
+                and capability in loaded.manifest.capabilities
+            ]
         if request.kind == "publisher_key":
             if not publisher_key_known(subject, state.trust):
                 state.refuse(origin, request.request_id, RefusalCode.KEY_UNKNOWN, where="$.id")

@@ -156,6 +156,8 @@ class Core:
         elif kind == "ping":
             self._workers.ping_due(worker)
             self._workers.renew(worker)
+        elif kind == "renew":
+            self._workers.renew(worker)
         elif kind == "drain" and worker.state == "draining":
             self._workers.kill(worker, "drain_timeout", failed=False)
         elif kind == "abort" and any(at <= self.state.now for at in worker.aborted.values()):

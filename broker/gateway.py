@@ -48,6 +48,7 @@ from broker.effects import (
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import Exited, LocalLauncher, Started
 from broker.ledger.commit import Appended, Ledger
+from broker.policy import grant_values
 from broker.sockets import TransportRefused
 from broker.transport import SendOutcome, Transport
 from schemas import codec
@@ -121,16 +122,18 @@ class Gateway:
         launcher: LocalLauncher,
         external: ExternalLauncher,
         bundles: BundleStore,
+        artifacts: str,
         signals: SignalSource,
         clock: Clock,
     ) -> None:
-        """Take every part, already open."""
+        """Take every part, already open; `artifacts` is the folder of the artifact store."""
         self._core = core
         self._ledger = ledger
         self._transport = transport
         self._launcher = launcher
         self._external = external
         self._bundles = bundles
+        self._artifacts = artifacts
         self._signals = signals
         self._clock = clock
         self._last = Appended(0, "")
@@ -388,7 +391,8 @@ class Gateway:
 
     def _launch(self, effect: Spawn) -> None:
         endpoint = self._transport.open_worker(effect.incarnation)
-        workers = self._core.state.config.workers
+        state = self._core.state
+        workers = state.config.workers
         document = LaunchDocument(
             format="omega-launch/1",
             incarnation=effect.incarnation,
@@ -401,6 +405,8 @@ class Gateway:
             worker_secret_key=endpoint.worker_secret_key,
             limits=effect.limits,
             grants=effect.grants,
+            grant_values=grant_values(effect.grants, state.policy, self._artifacts),
+            artifact_bytes_max=state.policy.limits.artifact_bytes_max,
             expires_at_us=self._clock.wall_us() + LAUNCH_VALID_US,
             calls_max=workers.calls_max,
             minutes_max=workers.minutes_max,

@@ -49,6 +49,7 @@ from broker.keys import (
     write_secret,
 )
 from broker.policy import POLICY_BYTES_MAX, load_policy
+from broker.store import check_roots
 from broker.trust.errors import TrustRefused
 from broker.trust.roots import (
     KEPT_TRUST_FILE,
@@ -104,7 +105,11 @@ _POLICY: Final = """\
 # What plugins may do. Everything absent is refused. It is read when the gateway starts.
 #
 # [grants."text-*"]
-# capabilities = ["clock.read"]
+# capabilities = ["clock.read", "env.read:LANG", "fs.read:corpus", "artifact.read"]
+# [env]
+# LANG = "fr"
+# [roots]
+# corpus = "/srv/corpus"
 """
 
 
@@ -133,6 +138,11 @@ class Home(NamedTuple):
     def bundles(self) -> str:
         """The folder of registered bundles, one file a digest."""
         return os.path.join(self.path, "registry", "bundles")
+
+    @property
+    def artifacts(self) -> str:
+        """The folder of the operator's artifact store, one file an artifact id."""
+        return os.path.join(self.path, "artifacts")
 
     @property
     def omega_endpoint(self) -> str:
@@ -213,7 +223,9 @@ def load_home(
     with _refusals():
         keys, clients = read_home_keys(path), list_client_keys(path)
     run_directory = _run_directory(config, environment)
-    return Home(path, config, policy, trust, keys, clients, run_directory)
+    home = Home(path, config, policy, trust, keys, clients, run_directory)
+    check_roots(policy.roots, home.writable)
+    return home
 
 
 def settle_trust(home: Home, pinned_version: int, pinned_sha256: str) -> None:

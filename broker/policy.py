@@ -23,7 +23,7 @@ from broker.trust.mistakes import mistakes, split_place
 from schemas.canonical import InvalidJson, canonical_bytes
 from schemas.manifest import Limits, Method
 from schemas.modules import FREE_MODULES, VETTED_MODULES
-from schemas.policy import Policy
+from schemas.policy import VALUE_BYTES_MAX, Policy
 from schemas.refusals import RefusalCode
 
 ALWAYS_REFUSED: Final = "network connections and processes are always refused in this version"
@@ -61,6 +61,7 @@ def load_policy(data: bytes) -> Policy:
         document = msgspec.toml.decode(data)
         policy = msgspec.convert(document, Policy)
         policy_digest(policy)
+        _check_lengths(policy)
     except msgspec.ValidationError as error:
         where, found, expected = next(mistakes(document, Policy, "$"), split_place(error))
         raise TrustRefused(
@@ -72,6 +73,18 @@ def load_policy(data: bytes) -> Policy:
             RefusalCode.CONFIG_INVALID, f"policy.toml is not TOML: {printable(str(error))}"
         ) from None
     return policy
+
+
+def _check_lengths(policy: Policy) -> None:
+    """Hold values to their length in bytes: the type counts characters."""
+    for section, table in (("env", policy.env), ("roots", policy.roots)):
+        for name, value in table.items():
+            if (size := len(value.encode())) > VALUE_BYTES_MAX:
+                raise TrustRefused(
+                    RefusalCode.CONFIG_INVALID,
+                    f"policy.toml: found {size} bytes, expected at most {VALUE_BYTES_MAX}",
+                    where=f"$.{section}.{name}",
+                )
 
 
 def policy_digest(policy: Policy) -> str:
@@ -122,13 +135,55 @@ def _denied(
             RefusalCode.CAPABILITY_NOT_GRANTED, capability, f"{capability} is not granted",
             f'[grants."{plugin}"] capabilities = ["{capability}"]',
         )
-    root = capability.partition("fs.read:")[2]
-    if root and root not in policy.roots:
+    kind, _, name = capability.partition(":")
+    if kind == "fs.read" and name not in policy.roots:
         return Denied(
-            RefusalCode.CAPABILITY_NOT_GRANTED, capability, f"the root {root} has no folder",
-            f'[roots] {root} = "/ABSOLUTE/PATH"',
+            RefusalCode.CAPABILITY_NOT_GRANTED, capability, f"the root {name} has no folder",
+            f'[roots] {name} = "/ABSOLUTE/PATH"',
+        )
+    if kind == "env.read" and name not in policy.env:
+        return Denied(
+            RefusalCode.CAPABILITY_NOT_GRANTED, capability, f"{name} has no value",
+            f'[env] {name} = "VALUE"',
         )
     return None
+
+
+def grant_denied(plugin: str, capability: str, policy: Policy) -> Denied | None:
+    """Say why granting a capability would give a plugin nothing, or None: what is always refused,
+    or has no value or folder, can be granted to nobody.
+
+    Args:
+        plugin: the plugin's id.
+        capability: what an operator would grant.
+        policy: the policy in force.
+    """
+    return next(iter(effective(plugin, (capability,), policy, (capability,)).refused), None)
+
+
+def grant_values(
+    grants: Collection[str], policy: Policy, artifacts: str
+) -> dict[str, str]:
+    """Give what a worker needs to hand its effective capabilities out: values and folders.
+
+    Args:
+        grants: effective capabilities, as `effective` gave them under this policy.
+        policy: the policy in force.
+        artifacts: the folder of the operator's artifact store.
+
+    Returns:
+        By capability: the value of an `env.read`, the folder of an `fs.read` and `artifact.read`.
+    """
+    values: dict[str, str] = {}
+    for capability in grants:
+        kind, _, name = capability.partition(":")
+        if kind == "env.read":
+            values[capability] = policy.env[name]
+        elif kind == "fs.read":
+            values[capability] = policy.roots[name]
+        elif kind == "artifact.read":
+            values[capability] = artifacts
+    return values
 
 
 def denied_limits(

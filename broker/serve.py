@@ -154,7 +154,8 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         core = Core(_state(home, clock))
         gateway = Gateway(
             core=core, ledger=ledger, transport=transport, launcher=launcher, external=external,
-            bundles=BundleFolder(home.bundles), signals=signals, clock=clock,
+            bundles=BundleFolder(home.bundles), artifacts=home.artifacts, signals=signals,
+            clock=clock,
         )
         _begin(home, core, gateway, ledger, clock)
         _admit(core.state, transport)

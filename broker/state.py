@@ -29,7 +29,7 @@ from schemas.policy import Policy
 from schemas.refusals import REFUSALS, RefusalCode
 from schemas.trust import TrustRoot
 
-TimerKind = Literal["call", "start", "backoff", "abort", "ping", "drain", "stop"]
+TimerKind = Literal["call", "start", "backoff", "abort", "ping", "drain", "renew", "stop"]
 
 
 @dataclass(frozen=True, slots=True)

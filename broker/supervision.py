@@ -327,6 +327,20 @@ class Supervision:
 
     # --- replacing ---
 
+    def regrant(self, plugin: str, capability: str) -> None:
+        """Replace the workers of a plugin that began without a capability it is granted now.
+
+        Not at once: the grant holds for a worker that starts after its event was appended.
+        """
+        for pool in self._state.fleet.pools_of(plugin):
+            loaded = self._state.plugins.get((pool.plugin, pool.version))
+            if loaded is None or capability not in loaded.manifest.capabilities:
+                continue
+            for worker in list(pool.workers.values()):
+                if capability not in worker.grants:
+                    worker.outgrown = True
+                    self._state.later(self._state.now, "renew", worker.incarnation)
+
     def renew(self, worker: Worker) -> None:
         """Begin to replace a worker that is due: it serves until the new one is witnessed."""
         state = self._state

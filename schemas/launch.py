@@ -15,7 +15,15 @@ import msgspec
 from msgspec import Meta
 
 from schemas.manifest import Limits
-from schemas.names import CapabilityName, Incarnation, Microseconds, PluginId, Sha256, VersionText
+from schemas.names import (
+    CapabilityName,
+    Count,
+    Incarnation,
+    Microseconds,
+    PluginId,
+    Sha256,
+    VersionText,
+)
 
 LAUNCH_BYTES_MAX: Final = 64 * 1024
 
@@ -30,7 +38,8 @@ class LaunchDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `bundle` is the absolute path of the bundle file, `plugin_digest` the SHA-256 of its bytes;
     `endpoint` is the ipc address to connect to; `grants` are the effective capabilities;
     `expires_at_us` is wall time in microseconds, after which the document must not be used.
-    `grant_values` are what a granted `env.read` reads and `fs.read` opens.
+    `grant_values` are the value of a granted `env.read` and the folder of an `fs.read` or
+    `artifact.read`.
     """
 
     format: Literal["omega-launch/1"]
@@ -49,3 +58,4 @@ class LaunchDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calls_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     minutes_max: Annotated[int, Meta(ge=1, le=10_080)] = 60
     pool_size: Annotated[int, Meta(ge=1, le=64)] = 4
+    artifact_bytes_max: Count = 64 * 1024 * 1024

@@ -87,6 +87,17 @@ CapabilityName = Annotated[
         description="A capability, with its argument after the colon.",
     ),
 ]
+EnvironmentName = Annotated[
+    str,
+    Meta(pattern=r"^[A-Z][A-Z0-9_]{0,63}" + _END, description="A value that `env.read` names."),
+]
+RootedPath = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z][a-z0-9-]{0,31}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}){1,8}" + _END,
+        description="A file beneath a named root, ROOT/PATH; it cannot climb.",
+    ),
+]
 StepName = Annotated[
     str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}" + _END, description="The name of a pipeline step.")
 ]

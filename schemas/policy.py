@@ -9,14 +9,24 @@ ask.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
-from schemas.names import CapabilityName, Count, ModuleName, Name
+from schemas.names import CapabilityName, Count, EnvironmentName, ModuleName, Name
 
 PluginGlob = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9*?-]+$(?!\n)")]
+
+VALUE_BYTES_MAX: Final = 512
+"""Longest value of `[env]` and longest path of `[roots]`, in bytes of UTF-8."""
+_END: Final = r"$(?!\n)"
+EnvironmentValue = Annotated[
+    str, Meta(max_length=VALUE_BYTES_MAX, pattern=r"^[^\x00-\x1f\x7f]*" + _END)
+]
+RootFolder = Annotated[
+    str, Meta(max_length=VALUE_BYTES_MAX, pattern=r"^/[^\x00-\x1f\x7f]*" + _END)
+]
 
 
 class GrantRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,7 +36,7 @@ class GrantRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LimitMaxima(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The largest limits a manifest may declare."""
+    """The largest limits a manifest may declare, and the largest artifact handed to a call."""
 
     cpu_ms_max: Count = 60_000
     wall_ms_max: Count = 120_000
@@ -34,6 +44,7 @@ class LimitMaxima(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_bytes_max: Count = 1_048_576
     concurrency_max: Count = 16
     timeout_ms_max: Count = 120_000
+    artifact_bytes_max: Count = 64 * 1024 * 1024
 
 
 class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,10 +66,15 @@ class ModuleRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole of `policy.toml`. `roots` names folders that `fs.read:NAME` may open."""
+    """The whole of `policy.toml`.
+
+    `roots` names folders beneath which `fs.read:NAME` opens files, `env` holds what `env.read:NAME`
+    reads. Both are the same for every plugin that has the grant.
+    """
 
     grants: Annotated[dict[PluginGlob, GrantRule], Meta(max_length=1024)] = {}
-    roots: Annotated[dict[Name, str], Meta(max_length=64)] = {}
+    roots: Annotated[dict[Name, RootFolder], Meta(max_length=64)] = {}
+    env: Annotated[dict[EnvironmentName, EnvironmentValue], Meta(max_length=256)] = {}
     limits: LimitMaxima = LimitMaxima()
     quotas: Quotas = Quotas()
     modules: ModuleRules = ModuleRules()

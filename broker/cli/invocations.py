@@ -39,8 +39,8 @@ _FORMS = ("text", "json_text", "file", "artifact", "dataset")
 @click.option("--json", "json_text", metavar="J", help="A JSON document.")
 @click.option("--file", metavar="F", help="A file of text, or JSON if its name ends in .json; - is "
               "stdin.")
-@click.option("--artifact", metavar="ID", help="A reference to an artifact of OMEGA's; needs "
-              "--sha256, --size and --media-type.")
+@click.option("--artifact", metavar="ID", help="A reference to an artifact: a file of the home's "
+              "artifacts/, or with --sha256 and --size any.")
 @click.option("--sha256", metavar="HEX", help="The artifact's digest.")
 @click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="The artifact's size.")
 @click.option("--dataset", metavar="ID", help="A reference to a dataset of OMEGA's; needs --keys.")
@@ -162,10 +162,30 @@ def _payload(given: Mapping[str, str | int | None]) -> PayloadLike:
     if form == "dataset":
         _need(given, "dataset", "keys")
         return DatasetSlicePayload(value, tuple(str(given["keys"]).split(",")))
-    _need(given, "artifact", "sha256", "size", "media_type")
-    return BinaryRefPayload(
-        value, str(given["sha256"]), int(given["size"] or 0), cast("MediaType", media_type)
-    )
+    kind = cast("MediaType", media_type or "application/octet-stream")
+    if given["sha256"] is None and given["size"] is None:
+        return _stored(value, kind)
+    _need(given, "artifact", "sha256", "size")
+    return BinaryRefPayload(value, str(given["sha256"]), int(given["size"] or 0), kind)
+
+
+def _stored(artifact_id: str, media_type: MediaType) -> Payload:
+    """Make the reference to a file of the artifact store of a home that is here."""
+    import msgspec
+
+    from broker.store import artifact_reference
+
+    store = os.path.join(session().home_path(), "artifacts")
+    try:
+        return artifact_reference(store, artifact_id, media_type)
+    except msgspec.ValidationError as error:
+        raise click.BadParameter(f"{error}", param_hint="--artifact") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CommandError(
+            USAGE, f"{store}/{artifact_id}: {reason}",
+            "put the file there, or say --sha256 and --size of one that another home has",
+        ) from None
 
 
 def _need(given: Mapping[str, str | int | None], form: str, *names: str) -> None:

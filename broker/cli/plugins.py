@@ -158,15 +158,20 @@ def grant(plugin: str, capability: str) -> None:
 
 @plugins.command("revoke")
 @read_options
-@click.argument("name", metavar="ID@VERSION")
+@click.argument("name", metavar="ID@VERSION|ID")
+@click.argument("capability", required=False)
 @click.option("--reason", required=True, help="Why; it stands in the ledger.")
-def revoke(name: str, reason: str) -> None:
-    """Take a version back for good; its calls end at once."""
+def revoke(name: str, capability: str | None, reason: str) -> None:
+    """Take a version back for good, or with CAPABILITY a grant; calls that have it end at once."""
     plugin, _, version = name.partition("@")
-    if not (plugin and version):
-        raise CommandError(USAGE, f"{name!r} is not ID@VERSION")
+    if not plugin or bool(version) == (capability is not None):
+        raise CommandError(USAGE, f"{name!r} is not ID@VERSION, nor ID before a CAPABILITY")
     with admin_client() as client:
-        _answer("omega.revoked/1", client.revoke("plugin_version", name, reason))
+        if capability is None:
+            answer = client.revoke("plugin_version", name, reason)
+        else:
+            answer = client.revoke("grant", f"{plugin} {capability}", reason)
+        _answer("omega.revoked/1", answer)
 
 
 def _highest(found: messages.Plugin) -> str:

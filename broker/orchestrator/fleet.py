@@ -23,7 +23,10 @@ RecycleReason = Literal["calls", "minutes", "killed", "upgrade", "operator"]
 
 @dataclass(slots=True)
 class Worker:
-    """One incarnation. `calls` are in flight; `aborted` wait for the worker's last word."""
+    """One incarnation. `calls` are in flight; `aborted` wait for the worker's last word.
+
+    `outgrown`: its plugin was granted more since it began.
+    """
 
     incarnation: str
     plugin: str
@@ -42,6 +45,7 @@ class Worker:
     pinged_us: int = 0
     probe: int = 0
     nonce: bytes = b""
+    outgrown: bool = False
     recycle: RecycleReason | None = None
     successor: str | None = None
     drain_until_us: int | None = None
@@ -151,6 +155,8 @@ class Fleet:
 
     def recycle_reason(self, worker: Worker, now_us: int) -> RecycleReason | None:
         """Say why a worker should be replaced by now, or None."""
+        if worker.outgrown:
+            return "operator"
         if worker.served >= self._config.calls_max:
             return "calls"
         if now_us - worker.started_us >= self._config.minutes_max * 60_000_000:

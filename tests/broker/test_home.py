@@ -188,6 +188,13 @@ def append_to(name: str, text: str) -> Callable[[Path], None]:
     return lambda path: change(path / name, text=(path / name).read_text() + text)
 
 
+def linked_root(path: Path) -> None:
+    """A fault: a named root is a link to a folder of the home."""
+    link = path.parent / "harmless"
+    link.symlink_to(path / "keys")
+    append_to("policy.toml", f'[roots]\nkeys = "{link}"\n')(path)
+
+
 def remove(name: str) -> Callable[[Path], None]:
     """A fault: a file or empty folder is missing."""
     return lambda path: (path / name).rmdir() if (path / name).is_dir() else (path / name).unlink()
@@ -263,6 +270,13 @@ FAULTS: dict[str, tuple[Callable[[Path], None], RefusalCode, list[str]]] = {
     "a wrong line of policy": (
         append_to("policy.toml", '[grants."*"]\ncapabilities = ["fly"]\n'),
         RefusalCode.CONFIG_INVALID, ["policy.toml: $.grants", "capabilities[0]", '"fly"'],
+    ),
+    "a root above the home": (
+        lambda path: append_to("policy.toml", f'[roots]\nall = "{path.parent}"\n')(path),
+        RefusalCode.CONFIG_INVALID, ["policy.toml: $.roots.all", "apart from it"],
+    ),
+    "a root in the home, by a link": (
+        linked_root, RefusalCode.CONFIG_INVALID, ["policy.toml: $.roots.keys"],
     ),
     "no policy": (
         remove("policy.toml"), RefusalCode.CONFIG_INVALID, ["policy.toml: cannot be read"],

@@ -101,6 +101,8 @@ def home() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="og-") as folder:
         path = Path(folder) / "home"
         assert gateway("init", "--domain", "development", home=path).code == 0
+        with (path / "policy.toml").open("a") as policy:
+            policy.write('[env]\nLANG = "fr"\n[roots]\ncorpus = "/usr/share"\n')
         with serving(path):
             file = bundle(path, "1.0.0")
             assert gateway("plugins", "register", str(file), home=path).code == 0
@@ -240,13 +242,45 @@ def test_what_hinders_a_registration_is_told(home: Path):
 
 
 def test_a_grant_makes_a_capability_registrable(home: Path):
-    """After `grant` the version that asks for the capability has nothing against it."""
-    wide = bundle(home, "1.7.0", capabilities='capabilities = ["random.read"]')
-    assert gateway("plugins", "validate", str(wide), home=home).code == 5
-    done = gateway("plugins", "grant", "echo-plugin", "random.read", "--output", "json", home=home)
-    assert done.code == 0
-    assert done.document()["schema"] == "omega.granted/1"
+    """After `grant` of each kind the version that asks for it has nothing against it; taken back,
+    it has again."""
+    names = ["artifact.read", "clock.read", "env.read:LANG", "fs.read:corpus", "random.read"]
+    asked = ", ".join(f'"{name}"' for name in names)
+    wide = bundle(home, "1.7.0", capabilities=f"capabilities = [{asked}]")
+    told = gateway("plugins", "validate", str(wide), "--output", "json", home=home)
+    assert told.code == 5
+    problems = told.document()["problems"]
+    assert isinstance(problems, list)
+    assert [(one["code"], one["found"]) for one in problems] == [
+        ("capability_not_granted", name) for name in names
+    ]
+    for name in names:
+        done = gateway("plugins", "grant", "echo-plugin", name, "--output", "json", home=home)
+        assert (done.code, done.document()["schema"]) == (0, "omega.granted/1"), name
     assert gateway("plugins", "validate", str(wide), home=home).code == 0
+    done = gateway("plugins", "revoke", "echo-plugin", "fs.read:corpus", "--reason", "a test",
+                   "--output", "json", home=home)
+    assert (done.code, done.document()["kind"]) == (0, "grant")
+    assert gateway("plugins", "validate", str(wide), home=home).code == 5
+    again = gateway("plugins", "revoke", "echo-plugin", "fs.read:corpus", "--reason", "x",
+                    home=home)
+    assert (again.code, "capability_not_granted" in again.err) == (5, True)
+
+
+@pytest.mark.parametrize(
+    ("capability", "sentence"),
+    [
+        ("net.connect", "network connections and processes are always refused in this version"),
+        ("process.spawn", "network connections and processes are always refused in this version"),
+        ("env.read:HOME", '[env] HOME = "VALUE"'),
+        ("fs.read:other", '[roots] other = "/ABSOLUTE/PATH"'),
+    ],
+)
+def test_what_no_grant_gives_is_not_granted(home: Path, capability: str, sentence: str):
+    """What is always refused, or has no value or folder, is refused with the reason or the line."""
+    done = gateway("plugins", "grant", "echo-plugin", capability, home=home)
+    assert (done.code, done.out) == (5, "")
+    assert sentence in done.err
 
 
 def test_versions_are_enabled_disabled_and_revoked(home: Path):

@@ -31,6 +31,7 @@ from schemas.messages import (
     DisablePlugin,
     Drain,
     EnablePlugin,
+    Grant,
     Invoke,
     Probe,
     ProbeOutcome,
@@ -85,7 +86,8 @@ class Stage:
         self.begin()
         self.commands: dict[str, Callable[..., Arrival | None]] = {
             "register": self.register, "enable": self.enable, "disable": self.disable,
-            "revoke": self.revoke, "revoke-publisher": self.revoke_publisher,
+            "grant": self.grant, "take-back": self.take_back, "revoke": self.revoke,
+            "revoke-publisher": self.revoke_publisher,
             "invoke": self.invoke, "cancel": self.cancel,
             "ready": self.ready, "answer": self.answer, "fail": self.fail, "exit": self.exit,
             "progress": self.progress, "bye": self.bye, "garbage": self.garbage,
@@ -238,6 +240,16 @@ class Stage:
         """An operator revokes a version."""
         return self.from_operator(Revoke(request_id=self.uuid(), kind="plugin_version", id=subject,
                                          reason="found wanting"))
+
+    def grant(self, plugin: str, capability: str) -> Arrival:
+        """An operator grants a capability."""
+        return self.from_operator(
+            Grant(request_id=self.uuid(), plugin=plugin, capability=capability))
+
+    def take_back(self, plugin: str, capability: str) -> Arrival:
+        """An operator takes a grant back."""
+        return self.from_operator(Revoke(request_id=self.uuid(), kind="grant",
+                                         id=f"{plugin} {capability}", reason="not needed"))
 
     def revoke_publisher(self, key_id: str) -> Arrival:
         """An operator revokes a publisher's key; `house` is the key of all bundles here."""

@@ -51,6 +51,7 @@ class _Open:
 class _Worker:
     plugin: str
     version: str
+    grants: frozenset[str] = frozenset()
     attested: bool = False
     witnessed: bool = False
     gone: bool = False
@@ -67,6 +68,8 @@ class Checks:
     ended: set[str] = field(default_factory=set)
     workers: dict[str, _Worker] = field(default_factory=dict)
     registered: set[tuple[str, str]] = field(default_factory=set)
+    asked: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+    granted: set[tuple[str, str]] = field(default_factory=set)
     enabled: dict[str, str] = field(default_factory=dict)
     dead: set[tuple[str, str]] = field(default_factory=set)
     answers_due: dict[str, int] = field(default_factory=dict)
@@ -86,7 +89,11 @@ class Checks:
         elif isinstance(fields, WorkerStart):
             require((fields.plugin, fields.version) in self.registered, "unregistered worker")
             require((fields.plugin, fields.version) not in self.dead, "a dead version was started")
-            self.workers[fields.incarnation] = _Worker(fields.plugin, fields.version)
+            grants = frozenset(fields.grants)
+            effective = {one for one in self.asked[fields.plugin, fields.version]
+                         if (fields.plugin, one) in self.granted}
+            require(grants == effective, "a worker holds other capabilities than the effective")
+            self.workers[fields.incarnation] = _Worker(fields.plugin, fields.version, grants)
         elif isinstance(fields, WorkerAttest):
             self.workers[fields.incarnation].attested = fields.accepted
         elif isinstance(fields, WorkerProbe):
@@ -105,6 +112,13 @@ class Checks:
             key = (fields.plugin, fields.version)
             require(key not in self.registered, "a version was registered twice")
             self.registered.add(key)
+            self.asked[key] = frozenset(fields.capabilities)
+        elif isinstance(fields, GrantChange):
+            require(not fields.capability.startswith(("net.", "process.")), "never granted")
+            self.granted.add((fields.plugin, fields.capability))
+        elif isinstance(fields, Revoke) and fields.kind == "grant":
+            plugin, _, capability = fields.id.partition(" ")
+            self.granted.discard((plugin, capability))
         elif isinstance(fields, PluginEnable):
             key = (fields.plugin, fields.version)
             require(key in self.registered and key not in self.dead, "enabled what may not be")
@@ -171,6 +185,8 @@ class Checks:
         require(worker.attested and worker.witnessed and not worker.gone,
                 "a call was routed to a worker that may not serve")
         require((worker.plugin, worker.version) not in self.dead, "a dead version was given a call")
+        require(all((worker.plugin, one) in self.granted for one in worker.grants),
+                "a call was given to a worker that holds what was taken back")
         require(not call.runs, "one invocation was run twice")
         call.runs[fields.peer] = fields.call
         worker.calls[fields.call] = fields.request_id

@@ -40,12 +40,16 @@ KEYS: dict[str, Role] = {
     "a" * 16: "omega", "b" * 16: "omega", "c" * 16: "operator", "d" * 16: "auditor",
 }
 PLUGINS = (("alpha", "1.0.0"), ("alpha", "1.1.0"), ("beta", "1.0.0"))
+GRANTED = {"beta": ("artifact.read",)}
+"""What a plugin asks for, by its id, and is granted at the begin of a run."""
 
 
 @functools.cache
 def bundle(plugin: str, version: str) -> bytes:
     """Make one real signed bundle, once."""
-    return signed_bundle(plugin, version, concurrency=2)
+    return signed_bundle(
+        plugin, version, concurrency=2, capabilities=GRANTED.get(plugin, ())
+    )
 
 
 class Clients:
@@ -91,6 +95,9 @@ class Clients:
             *[EnablePlugin(request_id=ask, plugin=plugin, version=version)] * 12,
             DisablePlugin(request_id=ask, plugin=plugin),
             Grant(request_id=ask, plugin=plugin, capability="clock.read"),
+            *[Grant(request_id=ask, plugin="beta", capability="artifact.read")] * 2,
+            Revoke(request_id=ask, kind="grant", id="beta artifact.read", reason="test"),
+            Grant(request_id=ask, plugin=plugin, capability="env.read:HOME"),
             Grant(request_id=ask, plugin=plugin, capability="net.connect"),
             RegisterPlugin(request_id=ask, bundle=bundle(plugin, version)),
             RegisterPlugin(request_id=ask, bundle=self.random.randbytes(40)),

@@ -273,13 +273,13 @@ class FakeBundles:
 def stand_ins(
     ledger: FakeLedger, transport: FakeTransport, launcher: FakeLauncher
 ) -> dict[str, Any]:
-    """Give the loop's three large parts by the names of its arguments.
+    """Give the loop's three large parts, and a folder, by the names of its arguments.
 
     They have the methods that the loop calls and nothing else of the real ones, which a type
     checker cannot know; that they do is what every run of the simulation shows.
     """
     return {"ledger": ledger, "transport": transport, "launcher": launcher,
-            "external": FakeExternal()}
+            "external": FakeExternal(), "artifacts": "/artifacts"}
 
 
 __all__ = [

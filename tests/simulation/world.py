@@ -41,6 +41,7 @@ from schemas.messages import (
     CallProgress,
     CallResult,
     Drain,
+    Grant,
     Ping,
     Pong,
     Probe,
@@ -55,7 +56,7 @@ from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayl
 from schemas.policy import Policy
 from schemas.witness import PROBES
 from tests.simulation.checks import Checks
-from tests.simulation.clients import KEYS, PLUGINS, Clients, bundle
+from tests.simulation.clients import GRANTED, KEYS, PLUGINS, Clients, bundle
 from tests.simulation.fakes import (
     LAUNCHER_FD,
     SIGNALS_FD,
@@ -96,7 +97,9 @@ ATTESTATION = Attestation(
 @functools.cache
 def loaded(plugin: str, version: str) -> LoadedPlugin:
     """Load one bundle as a start of the gateway does."""
-    context = ValidationContext("development", trust_root(), Policy(), {}, lambda _: None, set(), 1)
+    context = ValidationContext(
+        "development", trust_root(), Policy(), GRANTED, lambda _: None, set(), 1
+    )
     validated = validate_bundle(bundle(plugin, version), context)
     assert validated.manifest is not None
     assert validated.bundle is not None
@@ -129,6 +132,10 @@ class World(Clients):
         self.crashes = 0
         self.checked = 0
         self.begin()
+        for plugin, capabilities in GRANTED.items():
+            for capability in capabilities:
+                self.ask("c" * 16, Grant(request_id=self.uuid(), plugin=plugin,
+                                         capability=capability))
         for plugin, version in PLUGINS:
             self.ask("c" * 16, RegisterPlugin(request_id=self.uuid(),
                                               bundle=bundle(plugin, version)))

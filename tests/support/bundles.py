@@ -49,6 +49,7 @@ def manifest(
     domain: Domain = "development",
     concurrency: int = 4,
     schema: dict[str, object] | None = None,
+    capabilities: tuple[str, ...] = (),
 ) -> bytes:
     """Write a manifest with a JSON method `work`, a text method `read` and a keys method `pick`."""
     schema = schema if schema is not None else {
@@ -74,7 +75,7 @@ def manifest(
                      "timeout_ms": 2000},
         },
         "schemas": {schema_id: schema},
-        "capabilities": [],
+        "capabilities": list(capabilities),
         "limits": {"cpu_ms": 1000, "wall_ms": 2000, "memory_mb": 256, "output_bytes": 65536,
                    "concurrency": concurrency},
         "modules": [],
@@ -89,8 +90,10 @@ def manifest(
 def signed_bundle(
     plugin: str, version: str, *, domain: Domain = "development", concurrency: int = 4,
     source: bytes = b"from sandbox_worker.sdk import method\n", seed: bytes = PUBLISHER_SEED,
+    capabilities: tuple[str, ...] = (),
 ) -> bytes:
     """Pack and sign one plugin version."""
     files = {"plugin.py": source}
-    payload = manifest(plugin, version, files, domain=domain, concurrency=concurrency)
+    payload = manifest(plugin, version, files, domain=domain, concurrency=concurrency,
+                       capabilities=capabilities)
     return write_bundle(files, sign_envelope(payload, PAYLOAD_TYPES[domain], [seed]))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from broker.policy import (
+    ALWAYS_REFUSED,
     denied_limits,
     denied_modules,
     effective,
+    grant_denied,
+    grant_values,
     load_policy,
     policy_digest,
 )
 from broker.trust.errors import TrustRefused
+from schemas.launch import LAUNCH_BYTES_MAX
 from schemas.manifest import Limits, Method, PayloadSpec
-from schemas.policy import Policy
+from schemas.policy import VALUE_BYTES_MAX, Policy
 from schemas.refusals import RefusalCode
 
 POLICY = b"""
@@ -23,6 +28,8 @@ capabilities = ["clock.read", "fs.read:corpus", "net.connect"]
 capabilities = ["random.read"]
 [roots]
 corpus = "/srv/corpus"
+[env]
+LANG = "fr"
 [limits]
 cpu_ms_max = 2000
 [modules.allowed]
@@ -56,6 +63,13 @@ def test_a_policy_is_read_and_named_by_its_meaning():
         (b"[limits\n", ""),
         (b"\xff\xfe", ""),
         (b'[grants."a/b"]\ncapabilities = []\n', "$.grants"),
+        (b'[roots]\ncorpus = "srv/corpus"\n', "$.roots"),
+        (b'[roots]\ncorpus = "/srv/\\u0000"\n', "$.roots"),
+        (b'[roots]\n"../x" = "/srv"\n', "$.roots"),
+        (b'[env]\nlang = "fr"\n', "$.env"),
+        (b'[env]\nLANG = "a\\nb"\n', "$.env"),
+        (b'[env]\nLANG = 7\n', "$.env"),
+        ('[env]\nLANG = "%s"\n'.replace("%s", "\u00e9" * 257).encode(), "$.env.LANG"),
     ],
 )
 def test_a_wrong_line_is_refused_with_its_path(text: bytes, where: str):
@@ -77,6 +91,9 @@ DECISIONS = {
     "a root with a folder": ("word-count", "fs.read:corpus", (), None),
     "a root without a folder": ("image-size", "fs.read:other", ("fs.read:other",),
                                 "capability_not_granted"),
+    "a value with an entry": ("image-size", "env.read:LANG", ("env.read:LANG",), None),
+    "a value without an entry": ("image-size", "env.read:HOME", ("env.read:HOME",),
+                                 "capability_not_granted"),
     "the network, though a line grants it": ("word-count", "net.connect", ("net.connect",),
                                              "capability_refused"),
     "processes, though granted": ("word-count", "process.spawn", ("process.spawn",),
@@ -94,8 +111,38 @@ def test_effective_is_what_was_asked_for_and_granted(name: str):
     else:
         assert decision.granted == ()
         assert [one.code.value for one in decision.refused] == [code]
-        assert ("[grants" in decision.refused[0].line or "[roots" in decision.refused[0].line) \
+        assert (decision.refused[0].line.startswith(("[grants", "[roots", "[env"))) \
             is (code == "capability_not_granted")
+        assert (decision.refused[0].sentence == ALWAYS_REFUSED) is (code == "capability_refused")
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_a_grant_is_refused_where_it_would_give_nothing(name: str):
+    """What no grant makes effective is not granted; everything else can be."""
+    plugin, capability, _, _ = DECISIONS[name]
+    policy = load_policy(POLICY)
+    decision = effective(plugin, (capability,), policy, (capability,))
+    denied = grant_denied(plugin, capability, policy)
+    assert (denied is None) is (decision.granted == (capability,))
+    assert (denied,) == (decision.refused or (None,))
+
+
+def test_a_worker_is_told_values_and_folders_of_its_grants_alone():
+    """Values of `env.read`, folders of `fs.read` and `artifact.read`, nothing for the rest."""
+    grants = ("clock.read", "env.read:LANG", "artifact.read", "fs.read:corpus")
+    policy = load_policy(POLICY)
+    assert grant_values(grants, policy, "/home/artifacts") == {
+        "env.read:LANG": "fr", "artifact.read": "/home/artifacts", "fs.read:corpus": "/srv/corpus",
+    }
+    assert grant_values(("random.read",), policy, "/home/artifacts") == {}
+
+
+def test_the_longest_grants_fit_a_launch_document():
+    """With every value at its bound a launch document stays below its size."""
+    names = [f"env.read:{'A' * 62}{number:02d}" for number in range(32)]
+    values = dict.fromkeys(names, '"' * VALUE_BYTES_MAX)
+    document = msgspec.json.encode({"grants": names, "grant_values": values})
+    assert len(document) + 8192 < LAUNCH_BYTES_MAX
 
 
 def test_what_is_granted_and_not_asked_for_is_not_given():
