@@ -31,6 +31,7 @@ from broker.orchestrator.fleet import Pool
 from broker.state import State
 from broker.trust.versions import version_request_matches
 from schemas.codec import printable
+from schemas.denials import denied_hint
 from schemas.events import InvokeAccept, InvokeEnd, InvokeRefuse
 from schemas.messages import (
     Abort,
@@ -243,7 +244,7 @@ class Invocations:
             )
         )
         state.refuse(call.origin, call.request_id, ending.code, ending.sentence,
-                     where=ending.where, plugin_message=message, hint=_denied_hint(ending.denied),
+                     where=ending.where, plugin_message=message, hint=denied_hint(ending.denied),
                      usage=usage, receipt=True, known_size=call.known_size)
         return True
 
@@ -365,10 +366,3 @@ class Invocations:
 
 
 _TOO_LATE = Ending(RefusalCode.DEADLINE_EXCEEDED)
-
-
-def _denied_hint(denied: str | None) -> str:
-    """Word the sandbox's hint: a claim that comes from hostile code and is marked as one."""
-    if not denied:
-        return ""
-    return f"the plugin's process says that the sandbox denied: {denied}"

@@ -17,7 +17,7 @@ import marshal
 import os
 import sys
 
-from sandbox_worker import probes
+from sandbox_worker import denials, probes
 from sandbox_worker.encode import canonical_json, pack
 from sandbox_worker.jail import linux, rlimits
 from sandbox_worker.jail.linux import Prepared
@@ -87,15 +87,18 @@ class Jail:
 class Plugin:
     """What the zygote compiled and read for the plugin."""
 
-    __slots__ = ("code", "reseed", "resources")
+    __slots__ = ("code", "heard", "reseed", "resources")
 
     def __init__(
-        self, code: CodeType, resources: dict[str, bytes], reseed: Callable[[], object] | None
+        self, code: CodeType, resources: dict[str, bytes], reseed: Callable[[], object] | None,
+        *, heard: bool = False,
     ) -> None:
-        """Hold the module's code, its resources and what makes `random` start anew."""
+        """Hold the module's code, its resources, what makes `random` start anew, and whether an
+        audit hook notices what is denied."""
         self.code = code
         self.resources = resources
         self.reseed = reseed
+        self.heard = heard
 
 
 def serve(take_job: list[Prepared], jail: Jail, plugin: Plugin, *, rehearsal: bool) -> NoReturn:
@@ -113,6 +116,8 @@ def serve(take_job: list[Prepared], jail: Jail, plugin: Plugin, *, rehearsal: bo
         if not linux.succeeds(take_job):
             os._exit(JAIL_FAILED)
         _close_jail(jail, rehearsal=rehearsal)
+        if plugin.heard:
+            denials.listen()
         _answer(plugin)
         # The supervisor reads what this process used while it waits here, and ends it.
         os.read(JOB, 1)
@@ -160,9 +165,12 @@ def _frame(job: bytes, plugin: Plugin) -> bytes:
     if kind == "probe":
         return pack(["probed", probes.run(details[0])])
     request_id, name, input_kind, fields, output_kind, env = details
+    env = denials.Environment(env) if env else denials.NOTHING
     context = Context(request_id, name, env=env, resources=plugin.resources, progress=_progress)
     gc.enable()
     reply = _run(plugin.code, context, KINDS[input_kind](*fields), output_kind)
+    if denials.last and reply[0] == "failed":
+        reply.append(denials.last)
     try:
         return pack(reply)
     except (TypeError, ValueError, AttributeError) as error:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from schemas.denials import DeniedClass
 from schemas.messages import FailureCode, Permille
 from schemas.payloads import JSONPayload, Payload, TextPayload
 
@@ -58,6 +59,7 @@ class Failed(_Frame, frozen=True, tag="failed"):
         "memory_limit_exceeded",
     ]  # fmt: skip
     message: str
+    denied: DeniedClass | None = None
 
 
 Frame = Rehearsed | Probed | Told | Answered | Failed

@@ -401,6 +401,7 @@ class Supervisor:
         self._send(
             CallFailure(
                 call=order.call, code=code or "plugin_crashed", plugin_message=message,
+                denied=reply.denied if isinstance(reply, Failed) else None,
                 used=used, allowed=allowed, usage=usage,
             )
         )  # fmt: skip

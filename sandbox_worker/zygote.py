@@ -24,7 +24,7 @@ import select
 import struct
 import sys
 
-from sandbox_worker import call
+from sandbox_worker import call, denials
 from sandbox_worker.jail import (
     clock,
     identity,
@@ -119,13 +119,14 @@ def _preload(setup: Setup) -> None:
     for name in setup["modules"]:
         __import__(name)
     if not setup["clock"]:
-        clock.refuse_wall_clock()
+        clock.refuse_clocks(denials.refuse_clock)
     # The program that started this process needed its environment; a plugin's is empty. The
     # second is the interpreter's own copy, and the paths would lead nowhere and name the machine.
     os.environ.clear()
     posix.environ.clear()
     sys.path.clear()
     sys.path_importer_cache.clear()
+    denials.prepare(random=setup["random"])
 
 
 def _silence() -> None:
@@ -245,7 +246,8 @@ def _compile(setup: Setup) -> call.Plugin:
         def reseed() -> None:
             seed(0)
 
-    return call.Plugin(code, setup["resources"], reseed)
+    heard = bool(setup["modules"]) or denials.worth_hearing(code)
+    return call.Plugin(code, setup["resources"], reseed, heard=heard)
 
 
 def _serve(control: _socket.socket, jail: call.Jail, plugin: call.Plugin) -> NoReturn:

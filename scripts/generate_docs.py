@@ -24,6 +24,7 @@ from msgspec import inspect
 from broker.lifecycle import MAY_SEND, TRANSITIONS
 from schemas import messages, payloads
 from schemas.codec import MAGIC, encode
+from schemas.denials import DENIALS
 from schemas.events import GENESIS_HASH, FrameIn, encode_event
 from schemas.refusals import REFUSALS
 from scripts.wire_types import (
@@ -104,6 +105,19 @@ def refusals() -> str:
             "", f"## {code}", "", f"**{info.title}.** {info.reason}", "", f"{info.remedy}", "",
             f"Retry: {'yes' if info.retryable else 'no'}. Fault: {info.blame}.",
         ]
+    lines += [
+        "", "## What the sandbox denied", "",
+        "Where a plugin failed, the refusal's `hint` may name the class of the last operation that "
+        "was denied to it.",
+        "That is the word of its process: a hint from hostile code, and never holds an argument.",
+        "`omega-plugin explain CLASS` prints the same.", "",
+        "| class | what was tried | what would cover it | line of plugin.toml |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {page.tried} | {page.cover} | {f'`{page.line}`' if page.line else ''} |"
+            for name, page in DENIALS.items()
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -136,15 +136,19 @@ def check(directory: str) -> None:
 @click.command()
 @click.argument("code")
 def explain(code: str) -> None:
-    """Explain a refusal code: what it means and what would make it allowed."""
+    """Explain a refusal code, or a class of what the sandbox denied."""
+    from schemas.denials import DENIALS, explanation
     from schemas.refusals import REFUSALS, RefusalCode
 
+    if code in DENIALS:
+        click.echo(explanation(code))
+        return
     try:
         page = REFUSALS[RefusalCode(code)]
     except ValueError:
         import difflib
 
-        near = difflib.get_close_matches(code, list(RefusalCode), n=3)
+        near = difflib.get_close_matches(code, [*RefusalCode, *DENIALS], n=3)
         _end(2, f"{code!r} is no refusal code" + (f"; near: {', '.join(near)}" if near else ""))
     again = "the same request may succeed later" if page.retryable else "change something first"
     click.echo(f"{code}: {page.title}.\n\n{page.reason}\n\nRemedy: {page.remedy}\n"

@@ -14,7 +14,7 @@ import click
 
 COMMANDS: Final[dict[str, str]] = {
     "check": "Say everything that is wrong with a plugin, and change nothing.",
-    "explain": "Explain a refusal code: what it means and what would make it allowed.",
+    "explain": "Explain a refusal code, or a class of what the sandbox denied.",
     "pack": "Pack a plugin's folder into an unsigned bundle; same sources, same bytes.",
     "sign": "Add a signature to a bundle.",
     "verify": "Verify a bundle's signatures, files and manifest.",

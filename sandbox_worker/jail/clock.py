@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 _PROT_READ = 0x1
 _PRIVATE_FIXED_ANONYMOUS = 0x02 | 0x10 | 0x20
+CLOCKS = (
+    "clock_getres", "clock_gettime", "clock_gettime_ns", "monotonic", "monotonic_ns",
+    "perf_counter", "perf_counter_ns", "process_time", "process_time_ns", "sleep", "thread_time",
+    "thread_time_ns", "time", "time_ns",
+)  # fmt: skip
+"""Functions of `time` that ask the kernel, which refuses."""
+
 _HINT = "This kernel maps its time pages under other names; use a kernel this release supports."
 
 
@@ -45,16 +52,17 @@ def hide_time(pages: list[tuple[int, int]]) -> list[Prepared]:
     ]
 
 
-def refuse_wall_clock() -> None:
-    """Make what would silently give 1970 raise PermissionError, as every other clock does.
+def refuse_clocks(refuse: Callable[..., object]) -> None:
+    """Put `refuse` in the place of every function that reads a clock; it raises PermissionError.
 
     The vDSO answers time(2) from the zero page without a system call, so `datetime.now()` and
-    `time.localtime()` would not fail by themselves. A convenience for honest code, not a wall.
+    `time.localtime()` would silently give 1970. A convenience for honest code, not a wall.
     """
-    for name in ("localtime", "gmtime", "ctime"):
-        setattr(time, name, _needing(getattr(time, name), 1))
-    for name, count in (("asctime", 1), ("strftime", 2)):
-        setattr(time, name, _needing(getattr(time, name), count))
+    for name in CLOCKS:
+        setattr(time, name, refuse)
+    for name, count in (("asctime", 1), ("ctime", 1), ("gmtime", 1), ("localtime", 1),
+                        ("strftime", 2)):  # fmt: skip
+        setattr(time, name, _needing(getattr(time, name), count, refuse))
     datetime = sys.modules.get("datetime")
     if datetime is None:
         return
@@ -62,19 +70,17 @@ def refuse_wall_clock() -> None:
         # The types refuse assignment; their dictionary is what the read-only view refers to.
         fields = gc.get_referents(kind.__dict__)[0]
         for name in names:
-            fields[name] = classmethod(_refuse)
+            fields[name] = classmethod(refuse)
 
 
-def _refuse(*_arguments: object, **_options: object) -> None:
-    raise PermissionError(1, "clock.read is not granted")
-
-
-def _needing(function: Callable[..., object], count: int) -> Callable[..., object]:
+def _needing(
+    function: Callable[..., object], count: int, refuse: Callable[..., object]
+) -> Callable[..., object]:
     """The function, refusing to fill in the present time for a missing last argument."""
 
     def checked(*arguments: object) -> object:
         if len(arguments) < count or arguments[-1] is None:
-            _refuse()
+            refuse()
         return function(*arguments)
 
     return checked

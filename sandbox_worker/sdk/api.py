@@ -83,7 +83,7 @@ class Context:
         """Made by the call process; in an author's test every argument may be left out."""
         self.request_id = request_id
         self.method = method
-        self.env = dict(env or {})
+        self.env: Mapping[str, str] = {} if env is None else env
         self._resources = resources or {}
         self._progress = progress
         self._log = log

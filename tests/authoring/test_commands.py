@@ -12,6 +12,7 @@ import pytest
 
 from broker.authoring.main import COMMANDS
 from broker.trust.roots import TRUST_FILE, sign_root
+from schemas.denials import DENIALS, denied_hint
 from schemas.refusals import RefusalCode
 from tests.authoring.folders import ENVIRONMENT, PLUGIN, TOML, key_file, plugin_folder
 from tests.trust.builders import SEED_A, SEED_B, SEED_C, public, trust_root
@@ -138,6 +139,14 @@ def test_explain_knows_every_code(folder: Path):
     assert "Remedy:" in done.stdout
     done = run("explain", "signature_treshold", folder=folder)
     assert (done.returncode, "signature_threshold" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("denied", sorted(DENIALS))
+def test_explain_says_of_a_denied_class_what_a_refusals_hint_says(folder: Path, denied: str):
+    """What would cover it and the line to add stand in the command's answer as in the hint."""
+    done = run("explain", denied, folder=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert denied_hint(denied).endswith(done.stdout.strip())
 
 
 def test_usage_mistakes_end_with_two(folder: Path):

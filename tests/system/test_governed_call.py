@@ -8,6 +8,7 @@ import pytest
 
 from broker.client import GatewayError, Refused
 from broker.evidence.verify import verify_directory
+from schemas.denials import denied_hint
 from schemas.events import (
     FrameDrop,
     FrameIn,
@@ -161,6 +162,8 @@ def test_what_a_plugin_may_not_do_ends_in_its_own_refusal(
     assert isinstance(end, InvokeEnd)
     assert end.code == code
     assert omega.invoke("echo-plugin", "echo", "still here").text == "still here"
+    # What was denied is named with the line to add, as the plugin's claim and without its argument.
+    assert (refused.value.refusal.hint == denied_hint("file")) == (method == "open_file")
 
 
 @pytest.mark.parametrize(
