@@ -158,6 +158,8 @@ class Core:
             self._workers.renew(worker)
         elif kind == "renew":
             self._workers.renew(worker)
+        elif kind == "witness":
+            self._workers.witness_due(worker)
         elif kind == "drain" and worker.state == "draining":
             self._workers.kill(worker, "drain_timeout", failed=False)
         elif kind == "abort" and any(at <= self.state.now for at in worker.aborted.values()):

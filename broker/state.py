@@ -29,7 +29,9 @@ from schemas.policy import Policy
 from schemas.refusals import REFUSALS, RefusalCode
 from schemas.trust import TrustRoot
 
-TimerKind = Literal["call", "start", "backoff", "abort", "ping", "drain", "renew", "stop"]
+TimerKind = Literal[
+    "call", "start", "backoff", "abort", "ping", "drain", "renew", "witness", "stop"
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """The workers' lives: started on demand, attested, witnessed, watched, replaced and ended.
 
 Rules this file keeps: nobody is routable before its attestation is accepted and its witness has
-passed; a witness that fails quarantines the version; a worker that is gone ends its calls at once;
-starts back off and stop at a cap. Legality is `broker.lifecycle.WORKER`.
+passed; the witness comes again for as long as a worker serves; a probe that gets through
+quarantines the version, and a report that is late or lacks one ends the worker; a worker that is
+gone ends its calls at once; starts back off and stop at a cap. Legality is
+`broker.lifecycle.WORKER`.
 
 It leaves calls to `broker.core`, which hands in what to do with a lost one and with new room.
 Source: specification INV-PNP-05, INV-PNP-10; docs/ARCHITECTURE.md, section "Workers".
@@ -28,7 +30,7 @@ from schemas.events import (
 )
 from schemas.messages import Attestation, Bye, Drain, Ping, Pong, Probe, ProbeReport, Ready
 from schemas.refusals import RefusalCode
-from schemas.witness import failed_probes
+from schemas.witness import escaped, failed_probes
 
 LANDLOCK_ABI_MIN = 6
 _NO_CAPABILITIES = "0" * 16
@@ -168,19 +170,38 @@ class Supervision:
             return True
         worker.concurrency = min(worker.concurrency, message.concurrency)
         worker.heard_us = worker.called_us = state.now
+        self._witness(worker)
+        return True
+
+    def _witness(self, worker: Worker) -> None:
+        """Have denied things tried down the path that calls take, and await the report."""
+        state = self._state
         worker.probe, worker.nonce = state.next_call, state.edge.new_nonce()
         state.next_call += 1
         state.order(worker.incarnation, Probe(probe=worker.probe, nonce=worker.nonce))
-        return True
+        self._witness_at(worker, state.config.times.witness_ms)
+
+    def _witness_at(self, worker: Worker, in_ms: int) -> None:
+        worker.witness_us = self._state.now + in_ms * 1000
+        self._state.later(worker.witness_us, "witness", worker.incarnation)
+
+    def witness_due(self, worker: Worker) -> None:
+        """End a worker whose report is late; ask one that serves again, idle or busy."""
+        if self._state.now < worker.witness_us:
+            return
+        if worker.nonce:
+            self.kill(worker, "probe_overdue")
+        elif worker.state == "ready":
+            self._witness(worker)
 
     def probed(self, worker: Worker, message: ProbeReport) -> bool:
         """Judge a witness report; False when it answers no probe of ours."""
-        if worker.state != "probing" or message.probe != worker.probe:
-            return False
-        if message.nonce != worker.nonce:
+        if not worker.nonce or (message.probe, message.nonce) != (worker.probe, worker.nonce):
             return False
         state = self._state
         outcomes = {entry.name: entry.outcome for entry in message.outcomes}
+        if len(outcomes) != len(message.outcomes):
+            return False
         failed = failed_probes(outcomes, worker.grants)
         state.append(
             WorkerProbe(
@@ -191,19 +212,31 @@ class Supervision:
                 failed=failed,
             )
         )
-        if failed:
-            self._quarantine(worker, "probe_succeeded", ",".join(failed)[:200])
+        through = escaped(outcomes, failed)
+        if through:
+            self._quarantine(worker, "probe_succeeded", ",".join(through)[:200])
             return True
+        if failed:
+            self.kill(worker, "probe_incomplete")
+            return True
+        first = worker.state == "probing"
         worker.step("witnessed")
+        worker.nonce = b""
         times = state.config.times
-        state.later(state.now + times.ping_interval_ms * 1000, "ping", worker.incarnation)
-        pool = state.fleet.pool(worker.plugin, worker.version)
+        self._witness_at(worker, times.witness_interval_ms)
+        if first:
+            state.later(state.now + times.ping_interval_ms * 1000, "ping", worker.incarnation)
+            self._routable(worker)
+        return True
+
+    def _routable(self, worker: Worker) -> None:
+        """A worker may be given calls from now on, and the one that it replaces no more."""
+        pool = self._state.fleet.pool(worker.plugin, worker.version)
         for other in list(pool.workers.values()):
             if other.successor == worker.incarnation:
                 self.drain(other, "recycle")
         self._room(pool)
         self.settle(pool)
-        return True
 
     def pong(self, worker: Worker, message: Pong) -> bool:
         """Take a sign of life; False when it answers no ping of ours."""
@@ -240,9 +273,12 @@ class Supervision:
         state.later(worker.drain_until_us, "drain", worker.incarnation)
         state.order(worker.incarnation, Drain())
 
-    def kill(self, worker: Worker, reason: str, *, failed: bool = True) -> None:
-        """End a worker at once; its calls end as lost unless they were ended before."""
-        self.gone(worker, "kill", reason, failed=failed)
+    def kill(
+        self, worker: Worker, reason: str, *, failed: bool = True,
+        code: RefusalCode = RefusalCode.WORKER_LOST,
+    ) -> None:
+        """End a worker at once; its calls end with `code` unless they were ended before."""
+        self.gone(worker, "kill", reason, failed=failed, code=code)
 
     def gone(
         self,
@@ -253,6 +289,7 @@ class Supervision:
         status: int | None = None,
         signal: int | None = None,
         failed: bool = True,
+        code: RefusalCode = RefusalCode.WORKER_LOST,
     ) -> None:
         """Write a worker off: its exit is an event, its calls are lost, its pool may start anew."""
         state = self._state
@@ -274,7 +311,7 @@ class Supervision:
         lost = list(worker.calls.values())
         worker.calls.clear()
         for call in lost:
-            self._lost(call, RefusalCode.WORKER_LOST, "the worker died while it had the call")
+            self._lost(call, code, "the worker ended while it had the call")
         for other in pool.workers.values():
             if other.successor == worker.incarnation:
                 # A successor that did not come up leaves the old one serving and due again.
@@ -320,10 +357,9 @@ class Supervision:
                 )
             )
         pool = state.fleet.pool(worker.plugin, worker.version)
-        self.kill(worker, reason)
         self.refuse_queue(pool, RefusalCode.PLUGIN_QUARANTINED, "")
-        for other in list(pool.workers.values()):
-            self.kill(other, reason)
+        for each in (worker, *[one for one in pool.workers.values() if one is not worker]):
+            self.kill(each, reason, code=RefusalCode.PLUGIN_QUARANTINED)
 
     # --- replacing ---
 

@@ -128,7 +128,7 @@ class _Worker:
         poll.register(self._link.descriptor, select.EPOLLIN)
         if self._life is not None:
             poll.register(self._life, select.EPOLLIN)
-        supervisor.fill()
+        supervisor.fill(monotonic())
         self._link.send(self._ready)
         try:
             while True:

@@ -64,6 +64,12 @@ from schemas.payloads import (
 LINGER_S = 1.0
 """How long a process that ended before its figures could be read may take to be reaped."""
 
+PROBE_MS = 4_000
+"""How long a probe may take, whatever a plugin's own limits are."""
+
+FORK_PAUSE_S = 0.1
+"""After the kernel refused a fork: how long none is tried but for a call that needs one now."""
+
 PROGRESS_S = 0.1
 """Progress is passed on at most this often per call."""
 
@@ -89,6 +95,7 @@ class Slot:
     number: int
     job: socket.socket
     order: Run | Probe | None = None
+    probes: list[str] = field(default_factory=list)
     deadline: float = float("inf")
     deadline_code: FailureCode = "deadline_exceeded"
     allowed_ms: int = 0
@@ -140,6 +147,9 @@ class Supervisor:
         self._idle: dict[int, Slot] = {}
         self._by_call: dict[int, Slot] = {}
         self._by_descriptor: dict[int, Slot] = {}
+        self._probing = 0
+        self._unforked: list[tuple[Probe, list[str]]] = []
+        self._fork_again = 0.0
         self.on_probe_end: Callable[[Slot, Exit], object] = lambda _slot, _exit: None
         self.draining = False
         self.poll = select.epoll()
@@ -148,17 +158,18 @@ class Supervisor:
     @property
     def busy(self) -> int:
         """Calls and probes that have not ended."""
-        return len(self._by_call)
+        return len(self._by_call) + len(self._unforked)
 
     def open_probes(self) -> set[int]:
-        """Numbers of probe orders with a call process still running."""
-        orders = (slot.order for slot in self._by_call.values())
+        """Numbers of probe orders that have a call process, or wait for one."""
+        orders = [slot.order for slot in self._by_call.values()]
+        orders += [order for order, _ in self._unforked]
         return {order.probe for order in orders if isinstance(order, Probe)}
 
-    def fill(self) -> None:
-        """Fork until the pool has its idle call processes."""
+    def fill(self, now: float) -> None:
+        """Fork until the pool has its idle call processes, unless forks fail just now."""
         missing = self._pool_size - len(self._idle)
-        if missing > 0 and not self.draining:
+        if missing > 0 and not self.draining and now >= self._fork_again:
             for slot in self._fork(missing):
                 self._idle[slot.number] = slot
 
@@ -179,7 +190,8 @@ class Supervisor:
     def run(self, order: Run, now: float) -> None:
         """Give a call to a call process, or say at once why not."""
         method = self._methods.get(order.method)
-        if method is None or self.draining or len(self._by_call) >= self._limits.concurrency:
+        full = len(self._by_call) - self._probing >= self._limits.concurrency
+        if method is None or self.draining or full:
             code: FailureCode = "plugin_load_failed" if method is None else "call_process_failed"
             self._send(CallFailure(call=order.call, code=code))
             return
@@ -201,7 +213,8 @@ class Supervisor:
     def probe(self, order: Probe, names: list[str], now: float) -> None:
         """Run probes in a call process of the pool; `on_probe_end` hears of its end."""
         slot = self._take()
-        slot.allowed_ms = self._limits.wall_ms
+        slot.allowed_ms, slot.probes = PROBE_MS, names
+        self._probing += 1
         self._assign(slot, order, -slot.number, ("probe", names), now)
 
     def abort(self, order: Abort) -> None:
@@ -238,7 +251,7 @@ class Supervisor:
         # With idle processes left the pool is filled when calls end, not when they begin, so that
         # a fork does not take the processor from a call.
         if not self._idle:
-            self.fill()
+            self.fill(now)
 
     def _output_bytes_max(self, order: Run | Probe) -> int:
         asked = order.output_bytes_max if isinstance(order, Run) else None
@@ -258,15 +271,22 @@ class Supervisor:
 
     def next_deadline(self) -> float:
         """When `expire` has something to do, on the monotonic clock."""
-        return min((slot.deadline for slot in self._by_call.values()), default=float("inf"))
+        soonest = min((slot.deadline for slot in self._by_call.values()), default=float("inf"))
+        return min(soonest, self._fork_again) if self._fork_again else soonest
 
     def expire(self, now: float) -> None:
-        """Kill what is past its deadline."""
+        """Kill what is past its deadline, and try again what could not be forked."""
         for slot in list(self._by_call.values()):
             if slot.deadline <= now:
                 if slot.reply is None:
                     slot.used, slot.allowed = _ms(now - slot.started), slot.allowed_ms
                 self._kill(slot, slot.deadline_code if slot.reply is None else None)
+        if self._fork_again and self._fork_again <= now:
+            self._fork_again = 0.0
+            waiting, self._unforked = self._unforked, []
+            for order, names in waiting:
+                self.probe(order, names, now)
+            self.fill(now)
 
     def _push(self, slot: Slot) -> None:
         """Write what the socket takes of the job."""
@@ -351,6 +371,8 @@ class Supervisor:
             raise WorkerEndedError("recycle_killed", "the zygote ended")
         for ending in endings:
             slot = self._slots.pop(ending.number, None)
+            if isinstance(ending, ForkFailure):
+                self._fork_again = now + FORK_PAUSE_S
             if slot is None:
                 continue
             # With a job given, plugin code may have chosen the exit status: it is not believed.
@@ -366,7 +388,7 @@ class Supervisor:
                 self._end(slot, ending, now)
             self._forget_descriptor(slot)
             slot.job.close()
-        self.fill()
+        self.fill(now)
 
     def _forget_descriptor(self, slot: Slot) -> None:
         if self._by_descriptor.pop(slot.job.fileno(), None) is not None:
@@ -377,8 +399,12 @@ class Supervisor:
         order = slot.order
         if isinstance(order, Probe):
             del self._by_call[-slot.number]
+            self._probing -= 1
             if isinstance(ending, Exit):
                 self.on_probe_end(slot, ending)
+            else:
+                # What cannot be probed now is probed later; too late ends the worker.
+                self._unforked.append((order, slot.probes))
             return
         assert order is not None
         del self._by_call[order.call]

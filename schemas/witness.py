@@ -42,3 +42,12 @@ def failed_probes(
         if outcome is None or (outcome == "allowed") != allowed:
             failed.append(probe)
     return tuple(failed) + tuple(sorted(set(outcomes) - set(PROBES)))
+
+
+def escaped(outcomes: Mapping[str, Outcome], failed: Collection[str]) -> tuple[str, ...]:
+    """Name the failed probes that got through: the jail did not hold, whoever is to blame.
+
+    What is left of `failed` shows nothing about the jail: a probe that was not run, a control
+    that was denied.
+    """
+    return tuple(probe for probe in failed if outcomes.get(probe) == "allowed")

@@ -26,6 +26,8 @@ class Worker:
     """One incarnation. `calls` are in flight; `aborted` wait for the worker's last word.
 
     `outgrown`: its plugin was granted more since it began.
+    `nonce` is that of a probe that is not answered yet, else empty; `witness_us` is when its report
+    is late, or when the next probe is due.
     """
 
     incarnation: str
@@ -46,6 +48,7 @@ class Worker:
     probe: int = 0
     nonce: bytes = b""
     outgrown: bool = False
+    witness_us: int = 0
     recycle: RecycleReason | None = None
     successor: str | None = None
     drain_until_us: int | None = None

@@ -62,6 +62,8 @@ from tests.simulation.fakes import (
 from tests.simulation.world import ATTESTATION, CONFIG, USAGE, loaded
 from tests.support.bundles import PUBLISHER_SEED, public_key_id, trust_root
 
+CONFIG = msgspec.structs.replace(CONFIG, times=msgspec.structs.replace(
+    CONFIG.times, witness_interval_ms=2_500, witness_ms=1_200))
 OMEGA, OPERATOR = "a" * 16, "c" * 16
 HIDDEN = {"bytes", "plane", "bundle_sha256", "input_commitment", "output_commitment", "actor",
           "input_fingerprint", "output_fingerprint", "note_commitment", "message_commitment",
@@ -89,7 +91,8 @@ class Stage:
             "grant": self.grant, "take-back": self.take_back, "revoke": self.revoke,
             "revoke-publisher": self.revoke_publisher,
             "invoke": self.invoke, "cancel": self.cancel,
-            "ready": self.ready, "answer": self.answer, "fail": self.fail, "exit": self.exit,
+            "ready": self.ready, "report": self.report, "answer": self.answer,
+            "fail": self.fail, "exit": self.exit,
             "progress": self.progress, "bye": self.bye, "garbage": self.garbage,
             "request": self.request, "hang-up": self.hang_up, "terminate": self.terminate,
         }
@@ -296,6 +299,19 @@ class Stage:
                         for name in PROBES)))
         self.launcher.reports.append(Started(incarnation, 4711))
         return self.says(worker, Ready(pid=4711, attestation=ATTESTATION, concurrency=2))
+
+    def report(self, worker: str, *changes: str) -> Arrival:
+        """A worker reports on the probe it was asked last; `NAME=allowed`, `NAME=missing` change
+        what a good jail gives, `NAME=twice` says it again."""
+        asked = [order for order in self.inbox[self.id_of(worker)] if isinstance(order, Probe)][-1]
+        outcomes = dict.fromkeys(PROBES, "denied") | {"control": "allowed"}
+        outcomes.update(change.split("=") for change in changes)
+        names = [(name, outcome) for name, outcome in outcomes.items() if outcome != "missing"]
+        names += [(name, "denied") for name, outcome in names if outcome == "twice"]
+        return self.says(worker, ProbeReport(
+            probe=asked.probe, nonce=asked.nonce, outcomes=tuple(
+                ProbeOutcome(name, "allowed" if outcome == "allowed" else "denied")
+                for name, outcome in names)))
 
     def call_of(self, worker: str, name: str) -> int:
         """Find the number under which a worker was given a request."""

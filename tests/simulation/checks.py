@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from broker.config import GatewayConfig
 from schemas.events import (
     Event,
     FrameIn,
@@ -55,6 +56,9 @@ class _Worker:
     attested: bool = False
     witnessed: bool = False
     gone: bool = False
+    draining: bool = False
+    asked_us: int | None = None
+    heard_us: int = 0
     calls: dict[int, str] = field(default_factory=dict)
 
 
@@ -63,7 +67,7 @@ class Checks:
     """One ledger's history as the checks see it. `roles` maps a key id to its role."""
 
     roles: dict[str, str]
-    in_flight_max: int
+    config: GatewayConfig
     open: dict[str, _Open] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     workers: dict[str, _Worker] = field(default_factory=dict)
@@ -74,6 +78,7 @@ class Checks:
     dead: set[tuple[str, str]] = field(default_factory=set)
     answers_due: dict[str, int] = field(default_factory=dict)
     untold: set[str] = field(default_factory=set)
+    escaped: set[tuple[str, str]] = field(default_factory=set)
 
     def take(self, event: Event) -> None:
         """Hold one event against everything before it."""
@@ -83,7 +88,7 @@ class Checks:
         elif isinstance(fields, InvokeEnd):
             self._end(fields)
         elif isinstance(fields, FrameOut):
-            self._out(fields)
+            self._out(fields, event.mono_us)
         elif isinstance(fields, FrameIn):
             self._in(fields)
         elif isinstance(fields, WorkerStart):
@@ -97,7 +102,7 @@ class Checks:
         elif isinstance(fields, WorkerAttest):
             self.workers[fields.incarnation].attested = fields.accepted
         elif isinstance(fields, WorkerProbe):
-            self.workers[fields.incarnation].witnessed = fields.passed
+            self._witness(fields, event.mono_us)
         elif isinstance(fields, WorkerExit):
             self.workers[fields.incarnation].gone = True
         else:
@@ -143,7 +148,8 @@ class Checks:
                 "a request id was accepted twice")
         require(self.enabled.get(fields.plugin) == fields.version, "accepted what is not enabled")
         self.open[fields.request_id] = _Open(fields.plugin, fields.version)
-        require(len(self.open) <= self.in_flight_max, "more calls in flight than allowed")
+        require(len(self.open) <= self.config.limits.in_flight_max,
+                "more calls in flight than allowed")
 
     def _end(self, fields: InvokeEnd) -> None:
         call = self.open.pop(fields.request_id, None)
@@ -158,9 +164,20 @@ class Checks:
             # A gateway that stops tells the caller; one that starts again has nobody to tell.
             self.untold.add(fields.request_id)
 
-    def _out(self, fields: FrameOut) -> None:
+    def _witness(self, fields: WorkerProbe, now_us: int) -> None:
+        worker = self.workers[fields.incarnation]
+        require(worker.asked_us is not None, "a report that nobody asked for")
+        worker.witnessed, worker.asked_us, worker.heard_us = fields.passed, None, now_us
+        if any(fields.outcomes.get(name) == "allowed" for name in fields.failed):
+            self.escaped.add((worker.plugin, worker.version))
+
+    def _out(self, fields: FrameOut, now_us: int) -> None:
         if fields.type == "run":
             self._run(fields)
+        elif fields.type == "probe":
+            self.workers[fields.peer].asked_us = now_us
+        elif fields.type == "drain":
+            self.workers[fields.peer].draining = True
         elif fields.plane != "worker" and fields.type in ("result", "refusal"):
             if fields.code in DOOR_CODES:
                 return
@@ -198,8 +215,13 @@ class Checks:
             if request_id is not None and request_id in self.open:
                 self.open[request_id].answered.add(fields.peer)
 
-    def settled(self) -> None:
-        """After each turn: nothing waits for a worker that is gone, nothing is left unanswered."""
+    def settled(self, now_us: int) -> None:
+        """After each turn: nothing waits for a worker that is gone, nothing is left unanswered,
+        and no worker lives on without its witness."""
+        require(self.escaped <= self.dead, "a probe got through and nothing was quarantined")
+        for worker in self.workers.values():
+            if not worker.gone:
+                self._witnessed(worker, now_us)
         for request_id, call in self.open.items():
             for incarnation in call.runs:
                 require(not self.workers[incarnation].gone,
@@ -208,6 +230,15 @@ class Checks:
             told = count == 0 or (count == 1 and request_id in self.untold)
             require(told, f"{request_id} ended {1 - count} times answered")
         self.answers_due.clear()
+
+    def _witnessed(self, worker: _Worker, now_us: int) -> None:
+        times = self.config.times
+        if worker.asked_us is not None:
+            require(now_us - worker.asked_us < times.witness_ms * 1000,
+                    "a worker lives on without the report it owes")
+        elif worker.witnessed and not worker.draining:
+            require(now_us - worker.heard_us < times.witness_interval_ms * 1000,
+                    "a worker serves on without another witness")
 
     def restarted(self) -> None:
         """A new process begins: no worker survives."""

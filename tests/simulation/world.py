@@ -80,7 +80,8 @@ CONFIG = GatewayConfig(
     log_id="omega-gateway/development/0123456789abcdef",
     limits=LimitsConfig(in_flight_max=6, request_window=400, bad_frames_per_s_max=3, workers_max=3),
     times=TimesConfig(start_ms=3_000, drain_ms=2_000, ping_interval_ms=1_000,
-                      ping_silence_ms=3_500, idle_worker_ms=9_000, backoff_ms_min=50),
+                      ping_silence_ms=3_500, idle_worker_ms=9_000, backoff_ms_min=50,
+                      witness_interval_ms=500, witness_ms=400),
     workers=WorkersConfig(crash_loop_max=3, calls_max=6),
 )
 USAGE = Usage(cpu_ms=1, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
@@ -127,7 +128,7 @@ class World(Clients):
         self.clock = FakeClock()
         self.ledger = FakeLedger(self.clock)
         self.bundles = FakeBundles()
-        self.checks = Checks(dict(KEYS), CONFIG.limits.in_flight_max)
+        self.checks = Checks(dict(KEYS), CONFIG)
         self.effects: set[str] = set()
         self.crashes = 0
         self.checked = 0
@@ -211,7 +212,7 @@ class World(Clients):
             self.crash()
             return
         self.look()
-        self.checks.settled()
+        self.checks.settled(self.clock.mono)
         self.deliver()
 
     def look(self) -> None:
@@ -254,7 +255,8 @@ class World(Clients):
             self.ledger.fail_at = self.ledger.commits + self.random.randint(1, 3)
         elif dice < 0.015:
             self.crash()
-        elif dice < 0.0175:
+        elif dice < (0.1 if self.core.state.gateway == "draining" else 0.0175):
+            # The second request, while the first still lets calls finish, is to stop at once.
             self.signals.waiting += 1
             self.turn([Readable(SIGNALS_FD)])
         elif dice < 0.03:
@@ -294,8 +296,11 @@ class World(Clients):
             if self.random.random() < 0.01:
                 attestation = msgspec.structs.replace(ATTESTATION, no_new_privileges=0)
             return self.says(peer, Ready(pid=4711, attestation=attestation, concurrency=2))
-        if peer.probes:
-            return self.says(peer, self.probe_report(peer.probes.pop()))
+        if peer.probes and self.random.random() < 0.8:
+            probe = peer.probes.pop()
+            if self.random.random() < 0.02:
+                return None
+            return self.says(peer, self.probe_report(probe))
         if peer.pings and self.random.random() < 0.7:
             return self.says(peer, Pong(nonce=peer.pings.pop().nonce))
         if peer.aborted:
@@ -322,11 +327,18 @@ class World(Clients):
         for worker in grants.values():
             if worker.probe == probe.probe and "clock.read" in worker.grants:
                 allowed.add("clock")
-        if self.random.random() < 0.01:
+        roll = self.random.random()
+        if roll < 0.003:
             allowed.add("fork")
-        return ProbeReport(probe=probe.probe, nonce=probe.nonce, outcomes=tuple(
-            ProbeOutcome(name, "allowed" if name in allowed else "denied") for name in PROBES
-        ))
+        elif roll < 0.006:
+            allowed.discard("control")
+        names = PROBES[:-1] if 0.01 < roll < 0.015 else PROBES
+        outcomes = tuple(
+            ProbeOutcome(name, "allowed" if name in allowed else "denied") for name in names
+        )
+        if 0.02 < roll < 0.023:
+            outcomes += outcomes[:1]
+        return ProbeReport(probe=probe.probe, nonce=probe.nonce, outcomes=outcomes)
 
     def answer(self, run: Run) -> CallResult | CallFailure:
         """Answer one call, mostly well."""
