@@ -11,7 +11,6 @@ It leaves reading to msgspec in the supervisor, which treats every byte as hosti
 from __future__ import annotations
 
 import _codecs
-import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,20 +38,18 @@ def canonical_json(value: object) -> bytes:
 
 
 def _write(value: object, put: Callable[[str], object]) -> None:
-    if value is None or value is True or value is False:
+    if isinstance(value, str):
+        put(_string(value))
+    elif value is None or value is True or value is False:
         put("null" if value is None else "true" if value else "false")
-    elif isinstance(value, str):
-        put('"' + value.translate(_ESCAPES) + '"')
     elif isinstance(value, int):
         if not -INTEGER_MAX <= value <= INTEGER_MAX:
             raise ValueError(f"integer beyond 2^53 - 1: {value.bit_length()} bits")
         put(int.__repr__(value))
-    elif isinstance(value, float):
-        put(_number(value))
     elif isinstance(value, dict):
         separator = "{"
-        for key in sorted(value, key=_utf16):
-            put(separator + '"' + key.translate(_ESCAPES) + '":')
+        for key in _in_order(value):
+            put(f"{separator}{_string(key)}:")
             _write(value[key], put)
             separator = ","
         put("{}" if separator == "{" else "}")
@@ -63,14 +60,28 @@ def _write(value: object, put: Callable[[str], object]) -> None:
             _write(item, put)
             separator = ","
         put("[]" if separator == "[" else "]")
+    elif isinstance(value, float):
+        put(_number(value))
     else:
         raise TypeError(f"JSON has no {type(value).__name__}")
 
 
-def _utf16(key: object) -> bytes:
-    """The order RFC 8785 wants for keys: by UTF-16 code units."""
-    if not isinstance(key, str):
-        raise TypeError(f"a JSON key is a string, not {type(key).__name__}")
+def _string(value: str) -> str:
+    # Nothing that must be escaped is printable but these two, and looking costs less than escaping.
+    if value.isprintable() and '"' not in value and "\\" not in value:
+        return f'"{value}"'
+    return '"' + value.translate(_ESCAPES) + '"'
+
+
+def _in_order(value: dict[str, object]) -> list[str]:
+    """The keys as RFC 8785 sorts them: by UTF-16 code units, which differs beyond ASCII only."""
+    # Joining refuses a key that is no string.
+    if "".join(value).isascii():
+        return sorted(value)
+    return sorted(value, key=_utf16)
+
+
+def _utf16(key: str) -> bytes:
     return _codecs.utf_16_be_encode(key)[0]
 
 
@@ -103,7 +114,7 @@ def _number(value: float) -> str:
 
 
 def pack(value: object) -> bytes:
-    """The msgpack bytes of None, bool, int, float, str, bytes, list, tuple and dict.
+    """The msgpack bytes of None, bool, int, str, bytes, list, tuple and dict.
 
     Raises:
         TypeError: anything else.
@@ -118,27 +129,22 @@ def _pack(value: object, put: Callable[[bytes], object]) -> None:
     if value is None or value is True or value is False:
         put(b"\xc0" if value is None else b"\xc3" if value else b"\xc2")
     elif isinstance(value, int):
-        if 0 <= value < 128:
-            put(bytes((value,)))
-        elif -(2**63) <= value < 2**63:
-            put(struct.pack(">Bq", 0xD3, value))
-        else:
+        if not -(2**63) <= value < 2**63:
             raise ValueError("integer beyond 64 bits")
-    elif isinstance(value, float):
-        put(struct.pack(">Bd", 0xCB, value))
+        put(b"\xd3" + value.to_bytes(8, "big", signed=True))
     elif isinstance(value, str):
         text = value.encode()
-        put(struct.pack(">BI", 0xDB, len(text)))
+        put(b"\xdb" + len(text).to_bytes(4, "big"))
         put(text)
     elif isinstance(value, bytes):
-        put(struct.pack(">BI", 0xC6, len(value)))
+        put(b"\xc6" + len(value).to_bytes(4, "big"))
         put(value)
     elif isinstance(value, (list, tuple)):
-        put(struct.pack(">BI", 0xDD, len(value)))
+        put(b"\xdd" + len(value).to_bytes(4, "big"))
         for item in value:
             _pack(item, put)
     elif isinstance(value, dict):
-        put(struct.pack(">BI", 0xDF, len(value)))
+        put(b"\xdf" + len(value).to_bytes(4, "big"))
         for key, item in value.items():
             _pack(key, put)
             _pack(item, put)

@@ -27,11 +27,12 @@ import msgspec
 
 from sandbox_worker import zygote
 from sandbox_worker.bundle import Bundle, LaunchRefusedError, modules_to_load
-from sandbox_worker.call import JAIL_FAILED, MARSHAL_VERSION
+from sandbox_worker.call import JAIL_FAILED
 from sandbox_worker.jail import policy
 from sandbox_worker.jail.attest import attest
 from sandbox_worker.jail.identity import SANDBOX_ID
 from sandbox_worker.jail.linux import SandboxUnavailable
+from sandbox_worker.method import MARSHAL_VERSION
 from sandbox_worker.probes import PROBES
 from schemas.launch import LaunchDocument
 from schemas.messages import Attestation

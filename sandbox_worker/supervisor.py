@@ -27,8 +27,9 @@ import msgspec
 
 from sandbox_worker import vitals
 from sandbox_worker.bundle import Bundle
-from sandbox_worker.call import JAIL_FAILED, MARSHAL_VERSION
+from sandbox_worker.call import JAIL_FAILED
 from sandbox_worker.forker import Exit, Forker, ForkFailure
+from sandbox_worker.method import MARSHAL_VERSION
 from sandbox_worker.replies import (
     Answered,
     Failed,

@@ -24,7 +24,7 @@ import select
 import struct
 import sys
 
-from sandbox_worker import call, denials
+from sandbox_worker import call, denials, method
 from sandbox_worker.jail import (
     clock,
     identity,
@@ -73,6 +73,9 @@ FORK, REHEARSE, KILL = b"F", b"V", b"K"
 MESSAGE_BYTES_MAX = 4096
 FORKS_MAX = 32
 """Job sockets in one message."""
+
+GARBAGE_OBJECTS = 50_000
+"""New objects that make a call process look for garbage; its memory is bounded anyway."""
 
 EXIT_RECORD = struct.Struct("=QiQQ")
 """Call number, wait status, processor time in us, largest resident size in kB."""
@@ -178,21 +181,23 @@ def _inner(setup: Setup, control: _socket.socket, pages: list[tuple[int, int]]) 
         landlock.restrict(domain)
         landlock.expect_no_files()
         control = _settle_descriptors(control, domain)
-        jail = _prepare(setup, pages)
+        if not setup["clock"]:
+            clock.hide_time(pages)
+        jail = _prepare(setup)
         seccomp.install(setup["base_filter"])
         seccomp.expect_installed()
     except SandboxUnavailable as error:
         _refuse(control, error)
     os.write(CONTROL, JAILED + struct.pack("=Q7Q", abi, *spaces))
     _silence()
-    plugin = _compile(setup)
     for name in _HIDDEN:
         if name not in setup["modules"]:
             sys.modules.pop(name, None)
     call.warm_up()
+    plugin = _compile(setup)
     gc.collect()
-    gc.disable()
     gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS)
     os.write(CONTROL, READY)
     _serve(control, jail, plugin)
 
@@ -210,24 +215,29 @@ def _settle_descriptors(control: _socket.socket, domain: int) -> _socket.socket:
     return _socket.socket(fileno=CONTROL)
 
 
-def _prepare(setup: Setup, pages: list[tuple[int, int]]) -> call.Jail:
+def _prepare(setup: Setup) -> call.Jail:
     """Convert every system call of a call process once, before the first fork."""
     memory_mb, cpu_ms = setup["memory_mb"], setup["cpu_ms"]
-    before = [] if setup["clock"] else clock.hide_time(pages)
-    before.append(landlock.prepared_restrict(DOMAIN))
-    after = [
-        linux.Prepared(linux.CLOSE_RANGE, 0, 2, 0),
-        linux.Prepared(linux.CLOSE_RANGE, call.JOB + 1, 0xFFFFFFFF, 0),
+    after = (
+        linux.prepared(linux.CLOSE_RANGE, 0, 2, 0),
+        linux.prepared(linux.CLOSE_RANGE, call.JOB + 1, 0xFFFFFFFF, 0),
         *rlimits.call_limits(memory_mb, cpu_ms),
         *rlimits.cpu_timer(cpu_ms),
-    ]
-    limits = [(resource.RLIMIT_AS, memory_mb << 20), (resource.RLIMIT_CPU, cpu_ms // 1000 + 1),
-              (resource.RLIMIT_NOFILE, rlimits.CALL_DESCRIPTORS)]  # fmt: skip
-    seal = [seccomp.prepared_install(setup["strict_filter"])]
-    return call.Jail(before, after, seal, limits=limits, cpu_ms=cpu_ms)
+    )
+    limits = ((resource.RLIMIT_AS, memory_mb << 20), (resource.RLIMIT_CPU, cpu_ms // 1000 + 1),
+              (resource.RLIMIT_NOFILE, rlimits.CALL_DESCRIPTORS))  # fmt: skip
+    return call.Jail(
+        before=(landlock.prepared_restrict(DOMAIN),),
+        # In its own Landlock domain a call process cannot signal its parent.
+        forbidden=(linux.prepared(linux.KILL, 1, 0),),
+        after=after,
+        seal=(seccomp.prepared_install(setup["strict_filter"]),),
+        limits=limits,
+        cpu_ms=cpu_ms,
+    )
 
 
-def _compile(setup: Setup) -> call.Plugin:
+def _compile(setup: Setup) -> method.Plugin:
     """Compile the source in the closed jail: the compiler is the first thing it could attack."""
     try:
         # From text: the parser of a byte string would look codecs up by the source's own word.
@@ -247,14 +257,14 @@ def _compile(setup: Setup) -> call.Plugin:
             seed(0)
 
     heard = bool(setup["modules"]) or denials.worth_hearing(code)
-    return call.Plugin(code, setup["resources"], reseed, heard=heard)
+    return method.Plugin(code, setup["resources"], reseed, call.progress, heard=heard)
 
 
-def _serve(control: _socket.socket, jail: call.Jail, plugin: call.Plugin) -> NoReturn:
+def _serve(control: _socket.socket, jail: call.Jail, plugin: method.Plugin) -> NoReturn:
     """Fork on request, reap and report, kill on request; end when the supervisor is gone."""
     calls: dict[int, int] = {}
     take_job = {
-        number: [linux.Prepared(linux.DUP3, number, call.JOB, os.O_CLOEXEC)]
+        number: (linux.prepared(linux.DUP3, number, call.JOB, os.O_CLOEXEC),)
         for number in range(CHILDREN + 1, rlimits.ZYGOTE_DESCRIPTORS)
     }
     waiter = select.poll()

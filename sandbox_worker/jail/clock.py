@@ -1,8 +1,9 @@
 """Time without a system call: zero pages over the kernel's time data.
 
 The vDSO reads the clock from pages named [vvar*] without entering the kernel, where no filter can
-see it. A call process without `clock.read` maps zero pages over them: the vDSO then finds no usable
-clock source and falls back to system calls, which the filter refuses. See vdso(7).
+see it. A zygote without `clock.read` maps zero pages over them, and all its call processes have
+these: the vDSO then finds no usable clock source and falls back to system calls, which the filter
+of a call process refuses. See vdso(7).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import time
 
 from sandbox_worker.jail import linux
-from sandbox_worker.jail.linux import Prepared, expect
+from sandbox_worker.jail.linux import expect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,12 +45,13 @@ def time_pages() -> list[tuple[int, int]]:
     return pages
 
 
-def hide_time(pages: list[tuple[int, int]]) -> list[Prepared]:
-    """The calls that put zero pages there, prepared for a call process."""
-    return [
-        Prepared(linux.MMAP, start, size, _PROT_READ, _PRIVATE_FIXED_ANONYMOUS, -1, 0)
-        for start, size in pages
-    ]
+def hide_time(pages: list[tuple[int, int]]) -> None:
+    """Put zero pages there, in this process and in all that it forks."""
+    for start, size in pages:
+        linux.require(
+            "time pages", _HINT,
+            linux.MMAP, start, size, _PROT_READ, _PRIVATE_FIXED_ANONYMOUS, -1, 0,
+        )  # fmt: skip
 
 
 def refuse_clocks(refuse: Callable[..., object]) -> None:

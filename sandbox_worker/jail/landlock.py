@@ -68,7 +68,7 @@ def restrict(descriptor: int) -> None:
 
 def prepared_restrict(descriptor: int) -> Prepared:
     """The same for a call process, prepared."""
-    return Prepared(linux.LANDLOCK_RESTRICT_SELF, descriptor, 0)
+    return linux.prepared(linux.LANDLOCK_RESTRICT_SELF, descriptor, 0)
 
 
 def expect_no_files() -> None:

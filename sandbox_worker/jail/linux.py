@@ -63,6 +63,8 @@ _syscall.restype = ctypes.c_long
 _quick_syscall = ctypes.PyDLL(None).syscall
 _quick_syscall.restype = ctypes.c_long
 _longs: dict[int, ctypes.c_long] = {}
+_kept: list[tuple[int | Memory, ...]] = []
+Prepared = tuple["int | ctypes.c_long", ...]
 
 
 class SandboxUnavailable(Exception):
@@ -99,29 +101,26 @@ class Memory:
         return self.buffer.raw
 
 
-class Prepared:
-    """One system call with its arguments already converted; run it with `succeeds`."""
-
-    __slots__ = ("arguments", "keep")
-
-    def __init__(self, number: int, *arguments: int | Memory) -> None:
-        """Convert the arguments: integers as they are, memory by its address."""
-        self.keep = arguments
-        self.arguments = tuple(
-            _long(word.address if isinstance(word, Memory) else word)
-            for word in (number, *arguments)
-        )
+def prepared(number: int, *arguments: int | Memory) -> Prepared:
+    """One system call with its arguments converted, to be run with `succeeds`, for good."""
+    _kept.append(arguments)
+    return _words(number, *arguments)
 
 
-def _long(value: int) -> ctypes.c_long:
-    """Equal words are one object, so that a fork copies fewer pages."""
-    return _longs.setdefault(value, ctypes.c_long(value))
+def _words(*words: int | Memory) -> Prepared:
+    """Memory by its address; what is not a positive int of C's as an object of ctypes."""
+    numbers = [word.address if isinstance(word, Memory) else word for word in words]
+    # Equal objects are one object, so that a fork copies fewer pages.
+    return tuple(
+        number if 0 <= number < 1 << 31 else _longs.setdefault(number, ctypes.c_long(number))
+        for number in numbers
+    )
 
 
-def succeeds(steps: list[Prepared]) -> bool:
+def succeeds(steps: tuple[Prepared, ...]) -> bool:
     """Run prepared calls in order, up to the first that fails, and say whether none did."""
     for step in steps:  # noqa: SIM110  A generator would be one more frame in every call process.
-        if _quick_syscall(*step.arguments) < 0:
+        if _quick_syscall(*step) < 0:
             return False
     return True
 
@@ -132,7 +131,7 @@ def call(number: int, *arguments: int | Memory) -> int:
     Raises:
         OSError: with the kernel's errno.
     """
-    result: int = _syscall(*Prepared(number, *arguments).arguments)
+    result: int = _syscall(*_words(number, *arguments))
     if result < 0:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))

@@ -51,7 +51,7 @@ def limit_zygote() -> None:
         expect("resource limits", resource.getrlimit(kind) == pair, _HINT)
 
 
-def call_limits(memory_mb: int, cpu_ms: int) -> list[Prepared]:
+def call_limits(memory_mb: int, cpu_ms: int) -> tuple[Prepared, ...]:
     """The limits of one call process, prepared.
 
     Args:
@@ -64,13 +64,13 @@ def call_limits(memory_mb: int, cpu_ms: int) -> list[Prepared]:
         resource.RLIMIT_CPU: (seconds, seconds + 1),
         resource.RLIMIT_NOFILE: (CALL_DESCRIPTORS, CALL_DESCRIPTORS),
     }
-    return [
-        Prepared(linux.PRLIMIT64, 0, kind, Memory(struct.pack("=QQ", *pair)), 0)
+    return tuple(
+        linux.prepared(linux.PRLIMIT64, 0, kind, Memory(struct.pack("=QQ", *pair)), 0)
         for kind, pair in pairs.items()
-    ]
+    )
 
 
-def cpu_timer(cpu_ms: int) -> list[Prepared]:
+def cpu_timer(cpu_ms: int) -> tuple[Prepared, ...]:
     """A timer on the process's own CPU clock that kills it; prepared.
 
     The timer is the first of its process, so its id is 0: timers are not inherited over fork.
@@ -79,10 +79,10 @@ def cpu_timer(cpu_ms: int) -> list[Prepared]:
     timer = Memory(4)
     seconds, rest_ms = divmod(cpu_ms, 1000)
     spec = Memory(struct.pack("=qqqq", 0, 0, seconds, rest_ms * 1_000_000))
-    return [
-        Prepared(linux.TIMER_CREATE, _CLOCK_PROCESS_CPUTIME, event, timer),
-        Prepared(linux.TIMER_SETTIME, 0, 0, spec, 0),
-    ]
+    return (
+        linux.prepared(linux.TIMER_CREATE, _CLOCK_PROCESS_CPUTIME, event, timer),
+        linux.prepared(linux.TIMER_SETTIME, 0, 0, spec, 0),
+    )
 
 
 def timer_remaining_ns() -> int:

@@ -26,7 +26,7 @@ def install(program: bytes, flags: int = 0) -> None:
 
 def prepared_install(program: bytes) -> Prepared:
     """The same for a call process, prepared."""
-    return Prepared(linux.SECCOMP, _SET_MODE_FILTER, 0, _sock_fprog(program))
+    return linux.prepared(linux.SECCOMP, _SET_MODE_FILTER, 0, _sock_fprog(program))
 
 
 def expect_installed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,7 +86,7 @@ def test_endless_progress_ends() -> None:
         pack([]),
         pack(["rehearsed", 1]),
         pack(["progress", 1001, ""]),
-        pack(["progress", 1.5, ""]),
+        msgspec.msgpack.encode(["progress", 1.5, ""]),
         pack(["result", {"type": "json", "data": "text", "schema": None}]),
         pack(["result", {"type": "json", "data": b"", "more": 1}]),
         pack(["result", {"type": "text", "text": "x", "media_type": "text/evil"}]),

@@ -186,9 +186,8 @@ def test_time_stands_still_without_the_clock(who: str) -> None:
 
     def attempt() -> object:
         identity.no_new_privileges()
-        steps = clock.hide_time(clock.time_pages())
         before = time.monotonic()
-        assert linux.succeeds(steps)
+        clock.hide_time(clock.time_pages())
         seccomp.install(program)
         refused = []
         for read in (time.time, time.monotonic, time.perf_counter, lambda: time.sleep(0.001)):
