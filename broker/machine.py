@@ -10,8 +10,8 @@ gateway, so that those too get their sentence; what a system call can promise an
 in a forked child; a feature that is missing gets one sentence with what was found, what is
 required and what to change. There is no lesser mode and nothing to switch a check off with.
 
-Sources: user_namespaces(7), landlock(7), seccomp(2); kernel.apparmor_restrict_unprivileged_userns
-of Ubuntu, kernel.unprivileged_userns_clone of Debian.
+It leaves what to change to `schemas.remedies`, where workers have it from too. Sources:
+user_namespaces(7), landlock(7), seccomp(2).
 """
 
 import errno
@@ -27,22 +27,6 @@ LINUX_MIN = (6, 12)
 PYTHON_MIN, PYTHON_END = (3, 11), (3, 14)
 NOBODY = 65534
 
-_SYSCTLS = (
-    ("/proc/sys/user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"),
-    (
-        "/proc/sys/kernel/unprivileged_userns_clone", "0",
-        "sysctl -w kernel.unprivileged_userns_clone=1 (Debian)",
-    ),
-    (
-        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1",
-        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or write an AppArmor profile "
-        "that allows userns for this Python (Ubuntu)",
-    ),
-)  # fmt: skip
-_IN_A_CONTAINER = (
-    "allow unprivileged user namespaces; in a container, start it with a seccomp profile that "
-    "allows unshare and mount and with an AppArmor profile that allows mounts"
-)
 _UNSHARE, _MOUNT, _PRCTL = 272, 165, 157
 _SET_DUMPABLE, _SET_NO_NEW_PRIVS = 4, 38
 _ALL_NAMESPACES = 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x02020000
@@ -127,6 +111,7 @@ def _environments() -> Finding:
 
 def _landlock() -> Finding:
     from broker import seal
+    from schemas import remedies
 
     # In a child that ends: a layer cannot be taken off again.
     refused = _tried(seal.seal_launcher)
@@ -136,14 +121,13 @@ def _landlock() -> Finding:
         found = f"no Landlock ({os.strerror(error.errno or 0)})"
     return Finding(
         "Landlock", f"{found}, refused: {refused}" if refused else found, "ABI 6 or later",
-        refused is None,
-        "boot a kernel of 6.12 or later built with CONFIG_SECURITY_LANDLOCK=y and with landlock in "
-        "its lsm= list; in a container, use a seccomp profile that allows Landlock",
+        refused is None, remedies.LANDLOCK,
     )  # fmt: skip
 
 
 def _seccomp() -> Finding:
     from broker import seal
+    from schemas import remedies
 
     def install() -> None:
         seal.call(_PRCTL, _SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -152,25 +136,24 @@ def _seccomp() -> Finding:
     refused = _tried(install)
     return Finding(
         "seccomp", f"a filter is refused: {refused}" if refused else "a filter holds",
-        "a filter holds", refused is None,
-        "boot a kernel with CONFIG_SECCOMP_FILTER=y; in a container, use a seccomp profile that "
-        "allows seccomp",
+        "a filter holds", refused is None, remedies.SECCOMP,
     )  # fmt: skip
 
 
 def _user_namespaces() -> Finding:
+    from schemas import remedies
+
     refused = _tried(_enter_namespaces)
-    remedy = _IN_A_CONTAINER
-    for path, forbids, change in _SYSCTLS:
+    settings = {}
+    for path, _, _ in remedies.SETTINGS:
         try:
             with open(path, encoding="utf-8") as setting:
-                if setting.read().strip() == forbids:
-                    remedy = f"as root: {change}"
+                settings[path] = setting.read().strip()
         except OSError:
             continue
     return Finding(
         "user namespaces", f"refused: {refused}" if refused else "made and mounted in",
-        "made and mounted in", refused is None, remedy,
+        "made and mounted in", refused is None, remedies.user_namespaces(settings),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ times, extended attributes, datagrams, limits of other processes).
 Rules this file keeps: it runs before the first socket, because a Landlock layer binds one thread
 and those it starts later; it handles a fixed list of rights, those of ABI 6, never "what this
 kernel knows"; a step that fails, or claims success without effect, ends in `SealUnavailable`.
-There is no lesser seal. Standard library only.
+There is no lesser seal. Standard library and `schemas.remedies` only.
 
 It leaves to `serve` when to call it, and to `sandbox_worker.jail` how plugins are held.
 Sources: landlock(7), seccomp(2), capabilities(7), prctl(2), linux/filter.h.
@@ -25,6 +25,10 @@ import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
+
+from schemas.remedies import LANDLOCK as _LANDLOCK_HINT
+from schemas.remedies import OUTER as _OUTER_HINT
+from schemas.remedies import SECCOMP as _SECCOMP_HINT
 
 ABI_MIN: Final = 6
 FILE_RIGHTS: Final = (1 << 16) - 1
@@ -75,10 +79,6 @@ _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _Instruction = tuple[int, int, int, int]
 
-_LANDLOCK_HINT = "Boot Linux 6.12 or later with CONFIG_SECURITY_LANDLOCK and landlock in lsm=."
-_SECCOMP_HINT = "The kernel needs CONFIG_SECCOMP_FILTER; an outer sandbox must allow seccomp(2)."
-_OUTER_HINT = "An outer sandbox fakes or forbids this call; start the gateway outside it."
-
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
 
@@ -94,7 +94,7 @@ class SealUnavailable(Exception):
 
     def __init__(self, feature: str, number: int, hint: str) -> None:
         """Keep the parts for an event and make the sentence for a person."""
-        super().__init__(f"{feature}: {os.strerror(number) if number else 'no effect'}. {hint}")
+        super().__init__(f"{feature}: {os.strerror(number) if number else 'no effect'}; {hint}")
         self.feature = feature
         self.errno = number
         self.hint = hint

@@ -36,6 +36,7 @@ from sandbox_worker.jail import (
     seccomp,
 )
 from sandbox_worker.jail.linux import SandboxUnavailable
+from schemas.remedies import OUTER as _HINT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +82,6 @@ EXIT_RECORD = struct.Struct("=QiQQ")
 """Call number, wait status, processor time in us, largest resident size in kB."""
 
 _HIDDEN = ("ctypes", "_ctypes", "ctypes._endian", "sandbox_worker.jail.linux", "_socket", "array")
-_HINT = "An outer sandbox forbids this call; start the gateway outside it."
 _SCHED_BATCH = 3
 _SIGCHLD, _SIG_BLOCK = 17, 0
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 
 from sandbox_worker.jail.linux import SandboxUnavailable, expect
+from schemas.remedies import OUTER as _HINT
 
-_HINT = "The jailed process is not in the state the kernel was asked for; see `doctor`."
 _NO_CAPABILITIES = "0000000000000000"
 
 

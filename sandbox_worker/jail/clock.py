@@ -14,6 +14,7 @@ import time
 
 from sandbox_worker.jail import linux
 from sandbox_worker.jail.linux import expect
+from schemas.remedies import TIME_PAGES as _HINT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ CLOCKS = (
     "thread_time_ns", "time", "time_ns",
 )  # fmt: skip
 """Functions of `time` that ask the kernel, which refuses."""
-
-_HINT = "This kernel maps its time pages under other names; use a kernel this release supports."
 
 
 def time_pages() -> list[tuple[int, int]]:

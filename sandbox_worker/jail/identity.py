@@ -12,6 +12,7 @@ import struct
 
 from sandbox_worker.jail import linux
 from sandbox_worker.jail.linux import Memory, expect, prctl, require
+from schemas.remedies import OUTER as _HINT
 
 SANDBOX_ID = 65534
 """The uid and gid that the jail has outside when the worker was started as root."""
@@ -20,7 +21,6 @@ SECUREBITS_LOCKED = 0xEF
 """No root, no setuid fix-up, no ambient raise, each locked, and keep_caps locked off."""
 
 _CAPABILITY_HEADER = struct.pack("=Ii", 0x20080522, 0)
-_HINT = "An outer sandbox fakes or forbids this call; start the gateway outside it."
 
 
 def become_sandbox_user() -> None:

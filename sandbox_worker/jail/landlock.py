@@ -12,6 +12,7 @@ import struct
 
 from sandbox_worker.jail import linux
 from sandbox_worker.jail.linux import Memory, Prepared, SandboxUnavailable, expect, require
+from schemas.remedies import LANDLOCK as _HINT
 
 ABI_MIN = 6
 READ_FILE = 1 << 2
@@ -25,7 +26,6 @@ SCOPES = 0b11
 
 _RULE_PATH_BENEATH = 1
 _CREATE_VERSION = 1
-_HINT = "Boot a kernel of 6.12 or newer with CONFIG_SECURITY_LANDLOCK and lsm=landlock,..."
 
 
 def abi() -> int:

@@ -73,12 +73,12 @@ class SandboxUnavailable(Exception):
     Args:
         feature: what is missing, in the words of the documentation ("landlock", "user namespaces").
         errno: the kernel's error number, or 0 where the call succeeded without its effect.
-        hint: one sentence that says what to change on the machine.
+        hint: what to change on the machine, one of `schemas.remedies`.
     """
 
     def __init__(self, feature: str, errno: int, hint: str) -> None:
         """Compose the sentence from the three."""
-        super().__init__(f"{feature}: {os.strerror(errno) if errno else 'no effect'}. {hint}")
+        super().__init__(f"{feature}: {os.strerror(errno) if errno else 'no effect'}; {hint}")
         self.feature = feature
         self.errno = errno
         self.hint = hint

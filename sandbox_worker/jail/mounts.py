@@ -11,6 +11,7 @@ import os
 
 from sandbox_worker.jail import linux
 from sandbox_worker.jail.linux import Memory, expect, require
+from schemas.remedies import USER_NAMESPACES as _HINT
 
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
@@ -22,7 +23,6 @@ MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MNT_DETACH = 0x2
 
-_HINT = "Mounting in a user namespace is refused; allow it in AppArmor or the container's profile."
 _LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 

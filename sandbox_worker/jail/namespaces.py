@@ -10,6 +10,7 @@ import os
 
 from sandbox_worker.jail import linux
 from sandbox_worker.jail.linux import SandboxUnavailable, expect, require
+from schemas.remedies import USER_NAMESPACES as _HINT
 
 INNER_ID = 1000
 """The uid and gid that the jailed process sees as its own."""
@@ -19,13 +20,6 @@ ALL = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x0400000
 
 KINDS = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
 HOSTNAME = "sandbox"
-
-_HINT = (
-    "Allow unprivileged user namespaces: sysctl user.max_user_namespaces above 0, "
-    "kernel.unprivileged_userns_clone=1 (Debian), "
-    "kernel.apparmor_restrict_unprivileged_userns=0 or an AppArmor profile (Ubuntu); "
-    "in a container, start it with a seccomp profile that allows unshare."
-)
 
 
 def unshare_all() -> None:

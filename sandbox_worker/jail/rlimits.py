@@ -14,6 +14,7 @@ import struct
 
 from sandbox_worker.jail import linux
 from sandbox_worker.jail.linux import Memory, Prepared, expect
+from schemas.remedies import LIMITS, OUTER
 
 CALL_DESCRIPTORS = 4
 """Descriptors 0 to 3; only 3 is open."""
@@ -33,7 +34,6 @@ _ZERO = (
 _CLOCK_PROCESS_CPUTIME = 2
 _SIGEV_SIGNAL = 0
 _SIGKILL = 9
-_HINT = "An outer sandbox fakes or forbids this call; start the gateway outside it."
 
 
 def limit_zygote() -> None:
@@ -47,8 +47,8 @@ def limit_zygote() -> None:
         except (OSError, ValueError) as error:
             # The resource module turns EPERM into a ValueError.
             code = error.errno if isinstance(error, OSError) else errno.EPERM
-            raise linux.SandboxUnavailable("resource limits", code or 0, _HINT) from None
-        expect("resource limits", resource.getrlimit(kind) == pair, _HINT)
+            raise linux.SandboxUnavailable("resource limits", code or 0, LIMITS) from None
+        expect("resource limits", resource.getrlimit(kind) == pair, OUTER)
 
 
 def call_limits(memory_mb: int, cpu_ms: int) -> tuple[Prepared, ...]:

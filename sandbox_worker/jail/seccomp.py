@@ -11,17 +11,17 @@ import struct
 
 from sandbox_worker.jail import linux
 from sandbox_worker.jail.linux import Memory, Prepared, SandboxUnavailable, require
+from schemas.remedies import SECCOMP as _HINT
 
 ALL_THREADS = 1
 """SECCOMP_FILTER_FLAG_TSYNC: the filter reaches every thread of the process."""
 
 _SET_MODE_FILTER = 1
-HINT = "The kernel needs CONFIG_SECCOMP_FILTER, and an outer sandbox must allow seccomp(2)."
 
 
 def install(program: bytes, flags: int = 0) -> None:
     """Install a program of whole 8-byte instructions. Needs no_new_privs."""
-    require("seccomp", HINT, linux.SECCOMP, _SET_MODE_FILTER, flags, _sock_fprog(program))
+    require("seccomp", _HINT, linux.SECCOMP, _SET_MODE_FILTER, flags, _sock_fprog(program))
 
 
 def prepared_install(program: bytes) -> Prepared:
@@ -36,8 +36,8 @@ def expect_installed() -> None:
     except PermissionError:
         return
     except OSError as error:
-        raise SandboxUnavailable("seccomp", error.errno or 0, HINT) from None
-    raise SandboxUnavailable("seccomp", 0, HINT)
+        raise SandboxUnavailable("seccomp", error.errno or 0, _HINT) from None
+    raise SandboxUnavailable("seccomp", 0, _HINT)
 
 
 def _sock_fprog(program: bytes) -> Memory:
