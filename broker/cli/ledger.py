@@ -94,14 +94,20 @@ def tail(count: int, *, follow: bool) -> None:
 @click.argument("directory", type=_FOLDER, required=False)
 @click.option("--vkey", metavar="KEY", help="The verifier key; else that of the home.")
 @click.option("--anchor", type=_FOLDER, help="The anchor's folder; else that of the home.")
-def verify(directory: str | None, vkey: str | None, anchor: str | None) -> int:
+@click.option("--from-start", is_flag=True, help="Read also what was verified before.")
+def verify(
+    directory: str | None, vkey: str | None, anchor: str | None, *, from_start: bool
+) -> int:
     """Verify every byte of a ledger; ends with 7 when something is wrong.
 
     Without DIRECTORY it is the home's ledger, with the home's key and anchor. A copy elsewhere is
-    verified with the key you give, else only against the key that it claims itself.
+    verified with the key you give, else only against the key that it claims itself. Whole segments
+    that you verified before, and whose files did not change since, are not read again.
     """
     import msgspec
 
+    from broker.cli.progress import bar
+    from broker.evidence.memory import memory_path
     from broker.evidence.verify import verify_directory
     from schemas.proof import ProofError
 
@@ -111,14 +117,22 @@ def verify(directory: str | None, vkey: str | None, anchor: str | None) -> int:
         home = load_home(session().home_path())
         directory, anchor = home.ledger, anchor or home.anchor
         vkey = vkey or home.verifier_key
+    memory = memory_path(directory, os.environ)
     try:
-        report = verify_directory(directory, verifier_key=vkey, anchor_directory=anchor)
+        with bar("verifying") as progress:
+            report = verify_directory(
+                directory, verifier_key=vkey, anchor_directory=anchor, progress=progress,
+                processes=len(os.sched_getaffinity(0)), memory=memory, from_start=from_start,
+            )
     except ProofError as error:
         raise click.BadParameter(str(error), param_hint="--vkey") from None
     document = {"directory": directory, **msgspec.to_builtins(report)}
     show("omega.verification/1", document, _report_table(directory, report))
     if not report.key_given:
         click.echo("no key was given: the ledger agrees with the key that it names itself",
+                   err=True)
+    if not report.remembered:
+        click.echo(f"what was verified cannot be remembered in {memory}: the next run reads all",
                    err=True)
     if report.problem is not None:
         place = "" if report.problem.offset is None else f" at byte {report.problem.offset}"
@@ -133,6 +147,7 @@ def _report_table(directory: str, report: VerificationReport) -> Table:
         ("holds", report.ok),
         ("log_id", report.log_id),
         ("events", report.events),
+        *([("verified before", f"{report.known} events")] if report.known else []),
         ("segments", report.segments),
         ("checkpoints", report.checkpoints),
         ("newest over", f"{report.head_size} events"),

@@ -9,30 +9,29 @@ Rules this file keeps:
 Order: the events, segment by segment; then every checkpoint against key and root; then whether the
 events reach the newest checkpoint; then the anchor. docs/LEDGER.md defines each verdict.
 
-It leaves what the events mean to the audit. Bytes after the last newline of the last segment are no
-events and no damage; they are counted.
+It leaves the lines of a segment to `broker.evidence.walk`, which can be many processes, what was
+verified before to `broker.evidence.memory`, and what the events mean to the audit. Bytes after the
+last newline of the last segment are no events and no damage; they are counted.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
-from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 import msgspec
 
+from broker.evidence.crowd import walk_all
+from broker.evidence.memory import Memory, Sealed, recall, remember
+from broker.evidence.problems import DamageError, Problem, ProblemKind
+from broker.evidence.walk import SegmentTask, Walked, first_log_id, last_hash
 from broker.ledger.merkle import CompactRange
 from broker.ledger.signature import check_signature
-from schemas.events import (
-    GENESIS_HASH,
-    Event,
-    InvalidEvent,
-    LedgerOpen,
-    LedgerRoll,
-    decode_event,
-    line_hash,
-)
+from schemas.events import GENESIS_HASH
 from schemas.proof import (
     Checkpoint,
     ProofError,
@@ -43,37 +42,24 @@ from schemas.proof import (
     verify_checkpoint,
 )
 
-ProblemKind = Literal[
-    "flipped", "not_canonical", "deleted", "swapped", "inserted", "rewritten", "other_log",
-    "truncated", "missing_segment", "foreign_file", "checkpoint_invalid", "missing_checkpoint",
-    "anchor_invalid", "missing_anchor",
-]
+__all__ = ["Problem", "ProblemKind", "Progress", "VerificationReport", "verify_directory"]
+
 Progress = Callable[[int, int], None]
-"""Told how many events and how many bytes are done."""
+"""Told how many bytes of how many are done."""
 
 _SEGMENT: Final = re.compile(r"([0-9]{12})\.ndjson")
 _ENTRY: Final = re.compile(rb"([0-9]{1,16})\n((?:[^\n]+\n){3}\n\xe2\x80\x94 [^\n]+\n)")
-_ENVELOPE: Final = re.compile(
-    rb',"log_id":"([ -!#-\[\]-~]+)","mono_us":[0-9]+,"prev_hash":"([0-9a-f]{64})"'
-    rb',"seq":([0-9]+),"ts_us":[0-9]+,"v":1\}\n'
-)
-_HASH: Final = slice(15, 79)
 _TORN_BYTES_MAX: Final = 1024
-_PROGRESS_EVENTS: Final = 8192
-
-
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """The first damaged place: a file, the byte in it, the event or checkpoint expected there."""
-
-    kind: ProblemKind
-    file: str
-    offset: int | None
-    number: int | None
-    sentence: str
+_MANY_BYTES: Final = 16 * 1024 * 1024
+"""From this much on it pays to begin other processes."""
 
 
 class VerificationReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was verified. `key_given` is false when the key is only the ledger's own claim."""
+    """What was verified. `key_given` is false when the key is only the ledger's own claim.
+
+    `known` is how many of the events were verified before and not read again; `remembered` is
+    false when the memory could not be written for the next time.
+    """
 
     ok: bool
     log_id: str
@@ -85,20 +71,9 @@ class VerificationReport(msgspec.Struct, frozen=True, kw_only=True):
     torn_bytes: int
     key_given: bool
     anchored: bool
+    known: int
+    remembered: bool
     problem: Problem | None
-
-
-class _DamageError(Exception):
-    """Carries the problem out of whatever depth found it."""
-
-    def __init__(
-        self, kind: ProblemKind, file: str, sentence: str, *,
-        offset: int | None = None, number: int | None = None,
-    ) -> None:
-        super().__init__(sentence)
-        self.problem = Problem(
-            kind=kind, file=file, offset=offset, number=number, sentence=sentence
-        )
 
 
 class _Entry(NamedTuple):
@@ -113,7 +88,8 @@ class _Entry(NamedTuple):
 
 def verify_directory(
     directory: str, *, verifier_key: str | None = None, anchor_directory: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, processes: int = 1, memory: str | None = None,
+    from_start: bool = False,
 ) -> VerificationReport:
     """Verify every byte, link, position, spelling, checkpoint and the anchor of a ledger.
 
@@ -123,9 +99,13 @@ def verify_directory(
             claims is used, which proves that the ledger agrees with itself and nothing more.
         anchor_directory: where the newest checkpoint was kept a second time.
         progress: told now and then how far it is.
+        processes: how many may verify segments at once; more than one are begun as new
+            interpreters, so the caller's main module must be importable.
+        memory: a file that remembers what was verified before; it is used and brought up to date.
+        from_start: do not use the memory, only bring it up to date.
 
     Raises:
-        OSError: a file could not be read.
+        OSError: a file of the ledger could not be read.
         ProofError: `verifier_key` is not a verifier key.
     """
     key = parse_verifier_key(verifier_key) if verifier_key is not None else None
@@ -134,162 +114,159 @@ def verify_directory(
     sizes = {entry.claimed.size for entry in log.entries}
     if isinstance(anchor, _Entry):
         sizes.add(anchor.claimed.size)
-    events = _Events(directory, sizes, progress)
+    segments = _Segments(directory)
+    known = None
+    if memory is not None and not from_start:
+        known = recall(memory, directory, segments.first_seqs, verifier_key)
+        if known is not None and isinstance(anchor, _Entry) and anchor.claimed.size < known.size:
+            known = None
+    events = _Events(segments, sorted(sizes), known)
     problem: Problem | None = None
+    remembered = True
     try:
-        events.walk()
-        log.check(events, key or _claimed_key(events))
+        events.walk(processes, progress)
+        signer = key or _claimed_key(events)
+        log.check(events, signer)
         if anchor is not None:
-            _check_anchor(anchor, log, events, key or _claimed_key(events))
-    except _DamageError as damage:
+            _check_anchor(anchor, log, events, signer)
+        covered = [one for one in events.sealed if one.size <= log.head_size]
+        if memory is not None and covered:
+            remembered = remember(memory, log.memory(covered[-1], str(signer), events.log_id))
+    except DamageError as damage:
         problem = damage.problem
     return VerificationReport(
         ok=problem is None, log_id=events.log_id, events=events.seq, segments=events.segments,
-        checkpoints=len(log.entries), root=events.tree.root().hex(),
-        head_size=log.entries[-1].claimed.size if log.entries else 0,
+        checkpoints=len(log.entries), root=events.tree.root().hex(), head_size=log.head_size,
         torn_bytes=events.torn_bytes, key_given=key is not None,
-        anchored=anchor_directory is not None, problem=problem,
+        anchored=anchor_directory is not None, known=known.size if known is not None else 0,
+        remembered=remembered, problem=problem,
     )
 
 
 # --- Events ---------------------------------------------------------------------------------------
 
 
+class _Segments:
+    """Which segments a ledger directory has, by the positions in their names."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        try:
+            names = sorted(os.listdir(f"{directory}/segments"))
+        except FileNotFoundError:
+            names = []
+        self.first_seqs: list[int] = []
+        self.foreign: str | None = None
+        for name in names:
+            match = _SEGMENT.fullmatch(name)
+            if match is None:
+                self.foreign = f"segments/{name}"
+                break
+            self.first_seqs.append(int(match[1]))
+        self.files = [f"segments/{first_seq:012d}.ndjson" for first_seq in self.first_seqs]
+
+    def tasks(self, events: _Events, sizes: list[int]) -> Iterator[SegmentTask]:
+        """Say what is to walk after the segments that are known."""
+        paths = [f"{self.directory}/{file}" for file in self.files]
+        log_id = events.log_id or (first_log_id(paths[0]) if paths else "")
+        for place in range(events.segments, len(paths)):
+            yield SegmentTask(
+                directory=self.directory, file=self.files[place],
+                first_seq=self.first_seqs[place], log_id=log_id, sizes=sizes,
+                previous=last_hash(paths[place - 1]) if place else GENESIS_HASH,
+                last=place == len(paths) - 1 and self.foreign is None,
+            )
+
+
 class _Events:
     """Walks all segments in order and keeps what the checkpoints need."""
 
-    def __init__(self, directory: str, sizes: set[int], progress: Progress | None) -> None:
-        self.seq = 0
-        self.segments = 0
+    def __init__(self, segments: _Segments, sizes: list[int], known: Memory | None) -> None:
+        self.seq = known.size if known else 0
+        self.segments = len(known.segments) if known else 0
         self.torn_bytes = 0
-        self.log_id = ""
-        self.claimed_key: str | None = None
-        self.tree = CompactRange()
-        self.roots: dict[int, bytes] = {0: self.tree.root()}
-        self.rolled = False
-        self.file = "segments"
-        self._directory = directory
+        self.log_id = known.log_id if known else ""
+        self.claimed_key = known.verifier_key if known else None
+        self.tree = CompactRange(self.seq, known.hashes if known else ())
+        self.roots: dict[int, bytes] = {self.seq: self.tree.root()}
+        self.checked_entries = known.log_entries if known else 0
+        self.sealed: list[Sealed] = []
+        self.rolled = known is not None
+        self.file = segments.files[self.segments - 1] if self.segments else "segments"
+        self._segments = segments
         self._sizes = sizes
-        self._progress = progress
-        self._previous = GENESIS_HASH
-        self._bytes_done = 0
+        self._wanted = frozenset(sizes)
+        self._identities = list(known.segments) if known else []
+        self._previous = known.previous if known else GENESIS_HASH
 
-    def walk(self) -> None:
-        """Verify all segments."""
-        try:
-            names = sorted(os.listdir(f"{self._directory}/segments"))
-        except FileNotFoundError:
-            names = []
-        for place, name in enumerate(names):
-            match = _SEGMENT.fullmatch(name)
-            if match is None:
-                raise _DamageError("foreign_file", f"segments/{name}", "this is not a segment")
-            self._check_begin(int(match[1]), name, first=place == 0)
-            self.file = f"segments/{name}"
-            self._walk_segment(last=place == len(names) - 1)
-            self.segments += 1
+    def walk(self, processes: int, progress: Progress | None) -> None:
+        """Verify all segments that are not known."""
+        tasks = list(self._segments.tasks(self, self._sizes))
+        total = sum(os.path.getsize(f"{task.directory}/{task.file}") for task in tasks)
+        done = 0
 
-    def _check_begin(self, first_seq: int, name: str, *, first: bool) -> None:
-        if not first and not self.rolled:
-            raise _DamageError(
+        def tell(length: int) -> None:
+            nonlocal done
+            done += length
+            if progress is not None:
+                progress(done, total)
+
+        walks = walk_all(tasks, processes if total >= _MANY_BYTES else 1, tell)
+        with contextlib.closing(walks):
+            for task in tasks:
+                self._check_begin(task)
+                self.file = task.file
+                self._take(task, next(walks))
+        if self._segments.foreign is not None:
+            raise DamageError("foreign_file", self._segments.foreign, "this is not a segment")
+
+    def _check_begin(self, task: SegmentTask) -> None:
+        if self.segments and not self.rolled:
+            raise DamageError(
                 "truncated", self.file, "another segment follows, but no event ends this one",
                 number=self.seq,
             )
-        if first_seq > self.seq:
+        if task.first_seq > self.seq:
             raise self.missing_segment()
-        if first_seq < self.seq:
-            raise _DamageError(
-                "inserted", f"segments/{name}", f"it begins before event {self.seq}",
+        if task.first_seq < self.seq:
+            raise DamageError(
+                "inserted", task.file, f"it begins before event {self.seq}", number=self.seq
+            )
+        if self.segments and task.previous != self._previous:
+            # The file changed while it was read.
+            raise DamageError(
+                "rewritten", task.file, "it does not follow the segment before it",
                 number=self.seq,
             )
 
-    def missing_segment(self) -> _DamageError:
+    def missing_segment(self) -> DamageError:
         """Say that the next segment is not there."""
-        return _DamageError(
+        return DamageError(
             "missing_segment", f"segments/{self.seq:012d}.ndjson",
             f"the segment that begins with event {self.seq} is missing", number=self.seq,
         )
 
-    def _walk_segment(self, *, last: bool) -> None:
-        offset = 0
-        self.rolled = False
-        with open(f"{self._directory}/{self.file}", "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    self._check_tail(line, offset, last=last)
-                    break
-                self._check_line(line, offset)
-                offset += len(line)
-                if self._progress is not None and self.seq % _PROGRESS_EVENTS == 0:
-                    self._progress(self.seq, self._bytes_done + offset)
-        self._bytes_done += offset
-        if self._progress is not None:
-            self._progress(self.seq, self._bytes_done)
-
-    def _check_tail(self, tail: bytes, offset: int, *, last: bool) -> None:
-        if not last:
-            raise _DamageError(
-                "truncated", self.file, f"event {self.seq} ends before its newline",
-                offset=offset, number=self.seq,
-            )
-        self.torn_bytes = len(tail)
-
-    def _check_line(self, line: bytes, offset: int) -> None:
-        try:
-            event = decode_event(line)
-        except InvalidEvent as error:
-            self._check_bytes_and_position(line, offset)
-            raise self._damage("not_canonical", offset, str(error)) from None
-        if (event.seq, event.prev_hash) != (self.seq, self._previous):
-            self._check_bytes_and_position(line, offset)
-            raise self._damage("rewritten", offset, "it does not follow the event before it")
-        if event.log_id != self.log_id:
-            if self.seq:
-                raise self._damage("other_log", offset, f"it is an event of {event.log_id}")
-            self.log_id = event.log_id
-        self._accept(event)
-
-    def _accept(self, event: Event) -> None:
-        if isinstance(event.fields, LedgerOpen) and self.claimed_key is None:
-            self.claimed_key = event.fields.verifier_key
-        self.rolled = isinstance(event.fields, LedgerRoll)
-        self._previous = event.event_hash
-        self.tree.push(bytes.fromhex(event.event_hash))
-        self.seq += 1
-        if self.seq in self._sizes:
-            self.roots[self.seq] = self.tree.root()
-
-    def _check_bytes_and_position(self, line: bytes, offset: int) -> None:
-        """Tell apart why a line is not the next event, as far as hash and position say."""
-        claimed = line[_HASH].decode("ascii", "replace")
-        if not line.startswith(b'{"event_hash":"') or line[79:81] != b'",':
-            raise self._damage("flipped", offset, "the line is no event")
-        if line_hash(line) != claimed:
-            raise self._damage("flipped", offset, "its bytes do not have its hash")
-        match = _ENVELOPE.search(line)
-        if match is None:
-            return
-        found = int(match[3])
-        if found < self.seq:
-            raise self._damage("inserted", offset, f"event {found} stands here again")
-        if found > self.seq:
-            if self._comes_later(self.seq, offset):
-                raise self._damage("swapped", offset, f"event {found} stands before it")
-            raise self._damage("deleted", offset, f"event {found} stands in its place")
-        if match[2].decode() != self._previous:
-            raise self._damage("rewritten", offset, "it does not follow the event before it")
-
-    def _comes_later(self, seq: int, offset: int) -> bool:
-        wanted = b',"seq":%d,"ts_us":' % seq
-        with open(f"{self._directory}/{self.file}", "rb") as file:
-            file.seek(offset)
-            return any(wanted in line for line in file)
-
-    def _damage(self, kind: ProblemKind, offset: int, what: str) -> _DamageError:
-        return _DamageError(
-            kind, self.file, f"event {self.seq}: {what}", offset=offset, number=self.seq
-        )
-
+    def _take(self, task: SegmentTask, walked: Walked) -> None:
+        """Put what a segment holds behind what was there, and stop where it is damaged."""
+        for level, root in walked.subtrees:
+            self.tree.push(root, level)
+            if self.tree.size in self._wanted:
+                self.roots[self.tree.size] = self.tree.root()
+        self.seq += walked.events
+        if walked.events:
+            self.log_id = walked.log_id
+        self.claimed_key = self.claimed_key or walked.claimed_key
+        self.rolled = walked.rolled
+        self.torn_bytes = walked.torn_bytes
+        self._previous = walked.previous
+        if walked.problem is not None:
+            raise DamageError.of(walked.problem)
+        self.segments += 1
+        self._identities.append((task.first_seq, walked.identity))
+        if self.rolled:
+            self.sealed.append(Sealed(
+                self.seq, self._previous, tuple(self.tree.peaks), tuple(self._identities)
+            ))
 
 # --- Checkpoints ----------------------------------------------------------------------------------
 
@@ -298,7 +275,7 @@ def _claimed_key(events: _Events) -> VerifierKey:
     try:
         return parse_verifier_key(events.claimed_key or "")
     except ProofError:
-        raise _DamageError(
+        raise DamageError(
             "checkpoint_invalid", "checkpoints.log",
             "no verifier key was given and the ledger's first event claims none",
         ) from None
@@ -308,12 +285,15 @@ class _CheckpointLog:
     """Reads checkpoints.log and the readers' copy of the newest note."""
 
     def __init__(self, directory: str) -> None:
+        self._data = b""
+        self._end = 0
         self.entries: list[_Entry] = []
-        self._problem: _DamageError | None = None
+        self._problem: DamageError | None = None
         self._reader_path = f"{directory}/checkpoint"
         try:
             with open(f"{directory}/checkpoints.log", "rb") as file:
-                self._read(file.read())
+                self._data = file.read()
+            self._read(self._data)
         except FileNotFoundError:
             pass
 
@@ -326,7 +306,7 @@ class _CheckpointLog:
                 self._fail("checkpoint_invalid", offset, str(error))
             if self._problem is not None:
                 return
-            offset = match.end()
+            self._end = offset = match.end()
         rest = data[offset:]
         if len(rest) >= _TORN_BYTES_MAX or rest.count(b"\n") >= 6:
             self._fail("checkpoint_invalid", offset, "the bytes are no checkpoint")
@@ -345,18 +325,34 @@ class _CheckpointLog:
 
     def _fail(self, kind: ProblemKind, offset: int, what: str) -> None:
         number = len(self.entries)
-        self._problem = _DamageError(
+        self._problem = DamageError(
             kind, "checkpoints.log", f"checkpoint {number}: {what}", offset=offset, number=number
+        )
+
+    @property
+    def head_size(self) -> int:
+        """How many events the newest entry covers."""
+        return self.entries[-1].claimed.size if self.entries else 0
+
+    def memory(self, sealed: Sealed, verifier_key: str, log_id: str) -> Memory:
+        """Say what was verified: some segments, and the entries about them."""
+        later = [entry for entry in self.entries if entry.claimed.size > sealed.size]
+        length = later[0].offset if later else self._end
+        return Memory(
+            verifier_key=verifier_key, log_id=log_id, size=sealed.size, previous=sealed.previous,
+            peaks=tuple(peak.hex() for peak in sealed.peaks), segments=sealed.segments,
+            log_entries=len(self.entries) - len(later), log_bytes=length,
+            log_sha256=hashlib.sha256(self._data[:length]).hexdigest(),
         )
 
     def check(self, events: _Events, key: VerifierKey) -> None:
         """Verify each signature and each root, and that the events reach the newest."""
-        for entry in self.entries:
+        for entry in self.entries[events.checked_entries :]:
             _check_entry(entry, events, key, "checkpoint_invalid")
         if self._problem is not None:
             raise self._problem
         if not self.entries:
-            raise _DamageError("missing_checkpoint", "checkpoints.log", "there is no checkpoint")
+            raise DamageError("missing_checkpoint", "checkpoints.log", "there is no checkpoint")
         self._check_reader_copy(key)
 
     def _check_reader_copy(self, key: VerifierKey) -> None:
@@ -368,7 +364,7 @@ class _CheckpointLog:
             # It is a convenience that a power cut may damage; the log is the record.
             return
         if copy.size > self.entries[-1].claimed.size:
-            raise _DamageError(
+            raise DamageError(
                 "missing_checkpoint", "checkpoints.log",
                 f"the one over {copy.size} events is missing", number=len(self.entries),
             )
@@ -380,24 +376,24 @@ def _check_entry(
     try:
         checkpoint = verify_checkpoint(entry.note, key, check_signature)
     except ProofError as error:
-        raise _DamageError(
+        raise DamageError(
             invalid, entry.file, f"checkpoint {entry.number}: {error}",
             offset=entry.offset, number=entry.number,
         ) from None
     if events.seq and checkpoint.origin != events.log_id:
-        raise _DamageError(
+        raise DamageError(
             "other_log", entry.file, f"it is a checkpoint of {checkpoint.origin}",
             offset=entry.offset, number=entry.number,
         )
     if checkpoint.size > events.seq:
         if events.rolled or not events.segments:
             raise events.missing_segment()
-        raise _DamageError(
+        raise DamageError(
             "truncated", events.file,
             f"{checkpoint.size} events were signed, {events.seq} are there", number=events.seq,
         )
     if events.roots[checkpoint.size] != checkpoint.root:
-        raise _DamageError(
+        raise DamageError(
             "rewritten", entry.file,
             f"the first {checkpoint.size} events are not those that were signed",
             offset=entry.offset, number=entry.number,
@@ -425,10 +421,10 @@ def _check_anchor(
     anchor: _Entry | Problem, log: _CheckpointLog, events: _Events, key: VerifierKey
 ) -> None:
     if isinstance(anchor, Problem):
-        raise _DamageError(anchor.kind, anchor.file, anchor.sentence)
+        raise DamageError(anchor.kind, anchor.file, anchor.sentence)
     _check_entry(anchor, events, key, "anchor_invalid")
     if anchor.claimed.size > log.entries[-1].claimed.size:
-        raise _DamageError(
+        raise DamageError(
             "missing_checkpoint", "checkpoints.log",
             f"the one over {anchor.claimed.size} events, which the anchor holds, is missing",
             number=len(log.entries),

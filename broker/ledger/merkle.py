@@ -53,26 +53,29 @@ def fold(hashes: bytes) -> bytes:
 class CompactRange:
     """The roots of the complete subtrees of a growing tree, largest first: enough for its root."""
 
-    def __init__(self) -> None:
-        """Begin with the empty tree."""
-        self.size = 0
-        self._peaks: list[bytes] = []
+    def __init__(self, size: int = 0, peaks: Sequence[bytes] = ()) -> None:
+        """Begin with the empty tree, or go on with one of `size` leaves."""
+        self.size = size
+        self.peaks = list(peaks)
 
-    def push(self, leaf: bytes) -> None:
-        """Append one leaf hash."""
-        index = self.size
+    def push(self, root: bytes, level: int = 0) -> None:
+        """Append one leaf hash, or the root of a complete subtree of 2^level leaves.
+
+        A subtree can be appended where as many leaves as it has divide the size.
+        """
+        index = self.size >> level
         while index & 1:
-            leaf = hashlib.sha256(b"\x01" + self._peaks.pop() + leaf).digest()
+            root = hashlib.sha256(b"\x01" + self.peaks.pop() + root).digest()
             index >>= 1
-        self._peaks.append(leaf)
-        self.size += 1
+        self.peaks.append(root)
+        self.size += 1 << level
 
     def root(self) -> bytes:
         """Give the root over all leaves so far."""
-        if not self._peaks:
+        if not self.peaks:
             return EMPTY_ROOT
-        root = self._peaks[-1]
-        for peak in reversed(self._peaks[:-1]):
+        root = self.peaks[-1]
+        for peak in reversed(self.peaks[:-1]):
             root = node_hash(peak, root)
         return root
 

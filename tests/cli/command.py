@@ -41,7 +41,8 @@ def environment(home: Path | None = None, **more: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     if home is not None:
         # The sockets lie beside the home, so that nothing is left behind outside of it.
-        kept |= {"OMEGA_GATEWAY_HOME": str(home), "XDG_RUNTIME_DIR": str(home.parent)}
+        kept |= {"OMEGA_GATEWAY_HOME": str(home), "XDG_RUNTIME_DIR": str(home.parent),
+                 "XDG_STATE_HOME": str(home.parent / "state")}
     return {**kept, "PYTHONPATH": str(ROOT), **more}
 
 

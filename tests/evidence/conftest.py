@@ -48,6 +48,7 @@ def both(script: ModuleType, place: Place, *, key: str | None = VERIFIER_KEY,
     first = msgspec.to_builtins(
         verify_directory(str(place.ledger), verifier_key=key, anchor_directory=anchor_directory)
     )
+    assert (first.pop("known"), first.pop("remembered")) == (0, True)
     second = script.verify(str(place.ledger), key, anchor_directory)
     assert verdict(first) == verdict(second)
     return first
