@@ -108,13 +108,17 @@ def prepared(number: int, *arguments: int | Memory) -> Prepared:
 
 
 def _words(*words: int | Memory) -> Prepared:
-    """Memory by its address; what is not a positive int of C's as an object of ctypes."""
+    """Memory by its address; what is not a positive int of C's as an object of ctypes.
+
+    The seventh word lies on the stack, where an int would fill only half of its place.
+    """
     numbers = [word.address if isinstance(word, Memory) else word for word in words]
     # Equal objects are one object, so that a fork copies fewer pages.
     return tuple(
-        number if 0 <= number < 1 << 31 else _longs.setdefault(number, ctypes.c_long(number))
-        for number in numbers
-    )
+        number if 0 <= number < 1 << 31 and place < 6
+        else _longs.setdefault(number, ctypes.c_long(number))
+        for place, number in enumerate(numbers)
+    )  # fmt: skip
 
 
 def succeeds(steps: tuple[Prepared, ...]) -> bool:

@@ -56,8 +56,8 @@ class Zygote:
         self.layers = layers
         self.pages = clock.time_pages()
         self.filters = [
-            policy.program(policy.base_rules()),
-            policy.program(policy.strict_rules(clock=False, random=False)),
+            policy.base_filter(),
+            policy.call_filter(clock=False, random=False),
         ]
         for source, number in ((control, CONTROL), (os.open("/etc", os.O_RDONLY), LEFT_FOLDER),
                                (os.open("/dev/zero", os.O_RDONLY), LEFT_DEVICE)):  # fmt: skip
@@ -96,27 +96,27 @@ class Zygote:
             landlock.restrict(domain)
             os.dup2(domain, DOMAIN)
         if "time" in layers:
-            clock.refuse_wall_clock()
-        # Like a worker's zygote it keeps the job's number occupied: what it receives is moved there.
+            clock.hide_time(self.pages)
+        # As in a worker's zygote the job's number is taken, so that a new job lands elsewhere.
         os.dup2(LEFT_DEVICE, JOB)
         os.closerange(JOB + 1, CONTROL)
         os.closerange(LEFT_DEVICE + 1, 256)
         self.steps = self._prepared()
-        self.seal = [seccomp.prepared_install(self.filters[1])] if "seccomp" in layers else []
+        self.seal: tuple[linux.Prepared, ...] = ()
         if "seccomp" in layers:
+            self.seal = (seccomp.prepared_install(self.filters[1]),)
             seccomp.install(self.filters[0])
 
-    def _prepared(self) -> list[linux.Prepared]:
+    def _prepared(self) -> tuple[linux.Prepared, ...]:
         """What each call process does before its filter."""
-        steps = clock.hide_time(self.pages) if "time" in self.layers else []
+        steps = [linux.prepared(linux.CLOSE_RANGE, 0, JOB - 1, 0)]
         if "landlock" in self.layers:
-            steps.append(landlock.prepared_restrict(DOMAIN))
-        steps.append(linux.Prepared(linux.CLOSE_RANGE, 0, JOB - 1, 0))
+            steps.insert(0, landlock.prepared_restrict(DOMAIN))
         if "descriptors" in self.layers:
-            steps.append(linux.Prepared(linux.CLOSE_RANGE, JOB + 1, 0xFFFFFFFF, 0))
+            steps.append(linux.prepared(linux.CLOSE_RANGE, JOB + 1, 0xFFFFFFFF, 0))
         if "limits" in self.layers:
             steps += [*rlimits.call_limits(MEMORY_MB, CPU_MS), *rlimits.cpu_timer(CPU_MS)]
-        return steps
+        return tuple(steps)
 
     def _serve(self) -> NoReturn:
         siblings: list[int] = []
@@ -139,7 +139,7 @@ class Zygote:
         names: dict[str, Any] = {}
         exec(RUNNER, names)
         os.dup2(job, JOB, inheritable=False)
-        if not linux.succeeds([*self.steps, *self.seal]):
+        if not linux.succeeds(self.steps + self.seal):
             os._exit(UNJAILED)
         for code in codes:
             outcome = names["attempt"](code, linux, scope)
@@ -176,8 +176,8 @@ class Supervisor:
             os.setsid()
             try:
                 Zygote(layers, scope, theirs.fileno())
-            except BaseException as error:
-                sys.stderr.write(f"rig, {sorted(layers)}: {error!r}\n")
+            finally:
+                sys.excepthook(*sys.exc_info())
                 os._exit(UNJAILED)
         theirs.close()
 

@@ -44,4 +44,4 @@ def test_an_exit_status_of_ours_is_not_believed_from_a_plugin(tmp_path: Path) ->
 
         assert isinstance(end, CallFailure)
         assert end.code == "plugin_crashed"
-        assert one.value("result = 1") == ["succeeded", "1"]
+        assert one.value("result = 1") == [["succeeded", "1", 0]]

@@ -1,8 +1,9 @@
-"""Attempts at leaving the jail, each refused inside and each able to succeed outside."""
+"""Attempts at leaving the jail: in a real worker, and with each layer missing and each alone."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,60 +14,139 @@ from schemas.manifest import Limits
 from schemas.messages import CallFailure, CallResult
 from schemas.payloads import JSONPayload
 from tests.escape.attempts import ATTEMPTS, Attempt
-from tests.escape.runner import PLUGIN, RUNNER
+from tests.escape.layers import (
+    COMBINATIONS,
+    EVERYTHING,
+    LAYERS,
+    expected,
+    has_control,
+    tried,
+    with_needs,
+)
+from tests.escape.runner import BETWEEN, PLUGIN, outcome
 from tests.sandbox_worker.harness import ROOT, Worker, worker
 
 pytestmark = [pytest.mark.jail, pytest.mark.system]
 
-OUTSIDE = RUNNER + '''
-import json, sys
-from sandbox_worker.jail import linux
+IS_ROOT = os.getuid() == 0
+CLASSES = (
+    "files", "sockets", "processes", "signals", "memory", "ipc", "kernel", "privileges",
+    "descriptors", "bombs", "time", "other_abis",
+)  # fmt: skip
+LIMITS = Limits(cpu_ms=100, wall_ms=3000, memory_mb=256, output_bytes=65536, concurrency=4)
+ENDS = {"system_call_forbidden": "killed", "cpu_limit_exceeded": "ended"}
 
-print(json.dumps(attempt(sys.argv[1], linux)))
-'''
-LIMITS = Limits(cpu_ms=500, wall_ms=2000, memory_mb=128, output_bytes=4096, concurrency=4)
+
+def _in_a_worker(jail: Worker, attempts: list[Attempt]) -> dict[str, str]:
+    """Attempts by id to outcomes: all that are refused in one call, each of the others alone."""
+    found = {}
+    batch = [attempt for attempt in attempts if attempt.answer == "refused"]
+    for group in [batch, *([attempt] for attempt in attempts if attempt not in batch)]:
+        end = jail.call(BETWEEN.join(attempt.code for attempt in group))
+        if isinstance(end, CallFailure):
+            found.update((attempt.id, ENDS.get(end.code, end.code)) for attempt in group)
+            continue
+        assert isinstance(end, CallResult)
+        assert isinstance(end.payload, JSONPayload)
+        lines = json.loads(end.payload.data)
+        found.update(
+            (attempt.id, outcome(attempt, 0, json.dumps(line)).split()[0])
+            for attempt, line in zip(group, lines, strict=True)
+        )
+    return found
 
 
 @pytest.fixture(scope="module")
 def jail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """A worker whose plugin runs whatever it is told."""
-    with worker(tmp_path_factory.mktemp("escape"), PLUGIN, limits=LIMITS) as running:
+    folder = tmp_path_factory.mktemp("escape")
+    with worker(folder, PLUGIN, limits=LIMITS, modules=("re",)) as running:
         yield running
 
 
-def _ids(attempt: Attempt) -> str:
-    return f"{attempt.group}-{attempt.name}"
+@pytest.mark.parametrize("group", CLASSES)
+def test_a_worker_holds_every_attempt(jail: Worker, group: str) -> None:
+    """Each attempt of the class ends as declared, and the worker serves the next call."""
+    attempts = [attempt for attempt in ATTEMPTS if attempt.group == group]
+
+    found = _in_a_worker(jail, attempts)
+
+    assert found == {attempt.id: attempt.answer for attempt in attempts}
+    assert jail.value("result = 1") == [["succeeded", "1", 0]]
 
 
-@pytest.mark.parametrize("attempt", ATTEMPTS, ids=_ids)
-def test_the_jail_holds(jail: Worker, attempt: Attempt) -> None:
-    """The attempt is refused or killed as listed, and the worker serves the next call."""
-    end = jail.call(attempt.code)
-    if attempt.answer == "killed":
-        assert isinstance(end, CallFailure)
-        assert end.code == "system_call_forbidden"
-    else:
-        assert isinstance(end, CallResult), end
-        assert isinstance(end.payload, JSONPayload)
-        assert json.loads(end.payload.data)[0] == "refused"
-    assert jail.value("result = 1") == ["succeeded", "1"]
-
-
-@pytest.mark.parametrize("attempt", [one for one in ATTEMPTS if one.control], ids=_ids)
-def test_the_same_attempt_succeeds_outside(attempt: Attempt) -> None:
-    """Without a jail the attempt works, so its refusal inside is the jail's doing."""
+@pytest.fixture(scope="module")
+def matrix() -> dict[str, dict[str, str]]:
+    """Combinations of layers by name to the attempts made under them, by id to outcome."""
+    jobs = []
+    for layers in COMBINATIONS.values():
+        together: dict[str, str] = {}
+        groups = [together]
+        for attempt in ATTEMPTS:
+            if not tried(attempt, layers):
+                continue
+            succeeds = expected(attempt, layers, root=IS_ROOT) == "succeeded"
+            if attempt.alone and succeeds:
+                groups.append({attempt.id: attempt.code})
+            else:
+                together[attempt.id] = attempt.code
+        jobs.append({"layers": sorted(layers), "groups": groups})
     done = subprocess.run(
-        [sys.executable, "-c", OUTSIDE, attempt.code],
-        capture_output=True, cwd=ROOT, timeout=20, check=False,
+        [sys.executable, "-s", "-c", "from tests.escape.rig import main; main()"],
+        input=json.dumps(jobs), capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    by_id = {attempt.id: attempt for attempt in ATTEMPTS}
+    return {
+        name: {id_: outcome(by_id[id_], *told) for id_, told in json.loads(line).items()}
+        for name, line in zip(COMBINATIONS, done.stdout.splitlines(), strict=True)
+    }
 
-    assert done.stdout, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])[0] == "succeeded", done.stdout
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_each_layer_holds_what_it_is_said_to_hold(
+    matrix: dict[str, dict[str, str]], combination: str
+) -> None:
+    """Under these layers nothing succeeds or fails that the table does not say."""
+    layers = COMBINATIONS[combination]
+    wanted = {attempt.id: expected(attempt, layers, root=IS_ROOT) for attempt in ATTEMPTS
+              if tried(attempt, layers)}  # fmt: skip
+
+    found = matrix[combination]
+
+    assert found.keys() == wanted.keys()
+    wrong = {id_: (found[id_], wanted[id_]) for id_ in wanted
+             if found[id_].split()[0] != wanted[id_]}  # fmt: skip
+    assert wrong == {}, "found and wanted"
 
 
-def test_every_group_has_several_attempts() -> None:
-    """No class of attack is represented by a single call, and names are unique."""
+def test_every_attempt_succeeds_somewhere(matrix: dict[str, dict[str, str]]) -> None:
+    """Its control: a jail without what holds it lets it pass. Only rights over the host, which an
+    ordinary user never has, leave an attempt without one."""
+    succeeded = {id_ for found in matrix.values() for id_, how in found.items()
+                 if how == "succeeded"}  # fmt: skip
+    without = [attempt for attempt in ATTEMPTS if attempt.id not in succeeded]
+
+    assert not IS_ROOT or without == []
+    assert all("rights" in attempt.held for attempt in without), without
+    assert all(not has_control(attempt, root=False) for attempt in without)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_each_layer_holds_something_by_itself(layer: str) -> None:
+    """No layer is there for show: alone, it holds an attempt that succeeds without any."""
+    held = {attempt.id for attempt in ATTEMPTS for root in (True, False)
+            if expected(attempt, frozenset(), root=root) == "succeeded"
+            and expected(attempt, with_needs(layer), root=root) != "succeeded"}  # fmt: skip
+
+    assert held
+
+
+def test_every_class_is_there_with_enough_attempts() -> None:
+    """At least 120 attempts under names of their own, at least six in each class."""
     groups = [attempt.group for attempt in ATTEMPTS]
 
-    assert all(groups.count(group) >= 5 for group in groups)
-    assert len({_ids(attempt) for attempt in ATTEMPTS}) == len(ATTEMPTS)
+    assert set(groups) == set(CLASSES)
+    assert all(groups.count(group) >= 6 for group in CLASSES)
+    assert len({attempt.id for attempt in ATTEMPTS}) == len(ATTEMPTS) >= 120
+    assert COMBINATIONS["full"] == EVERYTHING

@@ -26,7 +26,7 @@ class Attempt(NamedTuple):
             success, since the code behind the system call ran. "any" where the filter kills, so
             that every errno must be the kernel's.
         alone: what it changes, where it succeeds, would disturb the next attempt of its process.
-        costly: run only in the full jail, in none, and with each of its own layers added or missing.
+        costly: run only in the full jail, in none, and with its own layers alone or missing.
     """
 
     group: str

@@ -12,12 +12,14 @@ _BY_TRACING = "landlock hidden+no_host_rights seccomp"
 _GONE = "pid or os._exit(0); result = os.waitpid(pid, 0)"
 _VECTORS = (
     "import struct; word = Memory(8)\n"
-    "ours = Memory(struct.pack('=QQ', word.address, 8)); theirs = Memory(struct.pack('=QQ', 0, 8))\n"
+    "ours = Memory(struct.pack('=QQ', word.address, 8))\n"
+    "theirs = Memory(struct.pack('=QQ', 0, 8))\n"
 )
 
 PROCESSES = [
     _process("fork", f"import os; pid = os.fork(); {_GONE}", alone=True),
-    _process("fork_by_clone", f"import os; pid = linux.call(56, 17, 0, 0, 0, 0); {_GONE}", alone=True),
+    _process("fork_by_clone", f"import os; pid = linux.call(56, 17, 0, 0, 0, 0); {_GONE}",
+             alone=True),
     _process("clone_as_a_sibling", "import os; pid = linux.call(56, 0x8011, 0, 0, 0, 0); "
              "pid or os._exit(0); result = pid", alone=True),
     _process("clone3_in_a_new_user_namespace", "import os, struct\n"
@@ -93,7 +95,8 @@ SIGNALS = [
             held="seccomp", alone=True),
     _signal("interval_timer", "import _signal as s; result = s.setitimer(0, 0)", held="seccomp"),
     _signal("timer_of_its_own", "import struct\nevent = Memory(struct.pack('=Qii6Q', 0, 23, 0, "
-            "*[0] * 6))\n" + raw(222, "1", "event", "Memory(8)"), held="seccomp", answer="killed", alone=True),
+            "*[0] * 6))\n" + raw(222, "1", "event", "Memory(8)"), held="seccomp", answer="killed",
+            alone=True),
     _signal("wait_for_a_signal", raw(128, "Memory(8)", "0", "Memory(16)", "8"), held="seccomp",
             reached="EAGAIN"),
     _signal("signals_as_a_file", raw(289, "-1", "Memory(8)", "8", "0"), held="seccomp"),

@@ -33,19 +33,22 @@ FILES = [
     _file("environment_of_the_zygote", "result = open(f'/proc/{PARENT}/environ', 'rb').read(1)",
           held=_ANY_FILE_LAYER + " namespaces hidden+no_host_rights"),
     _file("entropy_device", "result = open('/dev/urandom', 'rb', 0).read(1)"),
-    _file("change_directory", "import os; result = os.chdir('/etc')", held="root seccomp", alone=True),
+    _file("change_directory", "import os; result = os.chdir('/etc')", held="root seccomp",
+          alone=True),
     _file("working_directory", "import os; result = os.getcwd()", held="seccomp"),
     _file("climb_out", "result = open('../' * 40 + 'etc/passwd').read(1)"),
     _file("open_with_openat2", "import struct; how = Memory(struct.pack('=QQQ', 0, 0, 0)); "
           "result = linux.call(437, -100, Memory(b'/etc/passwd\\0'), how, 24)"),
     _file("file_handle", raw(303, "-100", "Memory(b'/etc/passwd\\0')", "Memory(8)", "Memory(4)",
           "0"), held="root seccomp", answer="killed", reached="EOVERFLOW"),
-    _file("import_from_disk", "import sys; sys.path.insert(0, PLACE); import left_here; result = 1"),
+    _file("import_from_disk", "import sys; sys.path.insert(0, PLACE); import left_here; "
+          "result = 1"),
 ]
 
 _socket = partial(Attempt, "sockets")
-_ADDRESS = "import struct; at = Memory(struct.pack('=H', 2) + PORT.to_bytes(2, 'big') + " \
-    "bytes([127, 0, 0, 1]) + bytes(8))\n"
+_ADDRESS = (
+    "at = Memory(b'\\2\\0' + PORT.to_bytes(2, 'big') + bytes([127, 0, 0, 1]) + bytes(8))\n"
+)
 _UNIX = "def named(path):\n    return Memory((1).to_bytes(2, 'little') + path)\n"
 _ONE_DESCRIPTOR = (
     "import struct\n"
@@ -81,14 +84,15 @@ SOCKETS = [
     _socket("kernel_ciphers", raw(41, "38", "5", "0"), reached="EAFNOSUPPORT"),
     _socket("virtual_machine_socket", raw(41, "40", "1", "0"),
             reached="EAFNOSUPPORT ESOCKTNOSUPPORT"),
-    _socket("pass_a_descriptor_upwards", _ONE_DESCRIPTOR + "result = linux.call(46, 3, message, 0)"),
-    _socket("receive_a_descriptor", _ONE_DESCRIPTOR + "result = linux.call(47, 3, message, 64)",
+    _socket("pass_a_descriptor_upwards", _ONE_DESCRIPTOR + raw(46, "3", "message", "0")),
+    _socket("receive_a_descriptor", _ONE_DESCRIPTOR + raw(47, "3", "message", "64"),
             reached="EAGAIN"),
     _socket("who_is_my_supervisor",
             raw(55, "3", "1", "17", "Memory(12)", "Memory((12).to_bytes(4, 'little'))")),
     _socket("filter_on_the_job_socket", raw(54, "3", "1", "26", "Memory(16)", "16"),
             reached="EINVAL EFAULT"),
-    _socket("grow_the_job_socket", raw(54, "3", "1", "7", "Memory(b'\\0\\0\\1\\0')", "4"), alone=True),
+    _socket("grow_the_job_socket", raw(54, "3", "1", "7", "Memory(b'\\0\\0\\1\\0')", "4"),
+            alone=True),
     _socket("shut_the_job_socket", raw(48, "3", "0"), alone=True),
     _socket("out_of_band", raw(44, "3", "Memory(b'x')", "1", "0x4040", "0", "0"),
             reached="EOPNOTSUPP"),
