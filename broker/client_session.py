@@ -22,7 +22,7 @@ from broker.client_errors import GatewayError, LedgerForked, Refused
 from broker.client_head import HeadKeeper
 from broker.client_profile import PathText, Profile, read_profile
 from schemas import messages
-from schemas.canonical import JsonValue, canonical_bytes, check_canonical
+from schemas.canonical import JsonValue, document_bytes
 from schemas.codec import WireError, decode_reply, encode
 from schemas.messages import Progress, Receipt, Refusal, Reply, Usage
 from schemas.names import Role
@@ -263,7 +263,7 @@ def as_payload(value: PayloadLike) -> Payload:
         return value
     if isinstance(value, str):
         return TextPayload(value)
-    return JSONPayload(_json_bytes(value))
+    return JSONPayload(document_bytes(value))
 
 
 def expect(outcome: Outcome, kind: type[ReplyT]) -> ReplyT:
@@ -278,19 +278,6 @@ def expect(outcome: Outcome, kind: type[ReplyT]) -> ReplyT:
     if isinstance(outcome, Refusal):
         raise Refused(outcome)
     raise GatewayError(f"expected {kind.__name__}, the gateway sent {type(outcome).__name__}")
-
-
-def _json_bytes(value: JsonValue) -> bytes:
-    """Write a value canonically, by the fast encoder where that is shown to be exact."""
-    try:
-        data = msgspec.json.encode(value, order="sorted")
-        # NaN becomes null and a tuple a list; only a document that reads back equal is ours.
-        if check_canonical(data) == value:
-            return data
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        # The slow encoder accepts the value or says what is wrong with it.
-        pass
-    return canonical_bytes(value)
 
 
 def _milliseconds(seconds: float) -> int:

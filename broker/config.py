@@ -37,6 +37,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of the broker as a whole."""
 
     in_flight_max: Positive = 256
+    pipeline_parallel_max: Annotated[int, Meta(ge=1, le=64)] = 8
     request_window: Positive = 1_000_000
     request_window_ms: Positive = 86_400_000
     bad_frames_per_s_max: Positive = 20

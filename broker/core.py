@@ -21,8 +21,9 @@ from broker.effects import Effect, Origin
 from broker.inventory import Inventory
 from broker.invocations import Ending, Invocations
 from broker.lifecycle import GATEWAY, MAY_SEND
-from broker.orchestrator.calls import Call, commitment
+from broker.orchestrator.calls import Call, StepOf, commitment
 from broker.orchestrator.fleet import Pool, Worker
+from broker.orchestrator.pipelines import Pipelines
 from broker.state import State
 from broker.supervision import Supervision
 from schemas import codec
@@ -46,15 +47,17 @@ from schemas.messages import (
     FromOmega,
     FromWorker,
     Invoke,
+    InvokePipeline,
     Pong,
     ProbeReport,
     Ready,
+    StepResult,
     type_name,
 )
 from schemas.names import PLUGIN_MESSAGE_BYTES_MAX
 from schemas.refusals import RefusalCode
 
-RECORDED = Inventory.CONCERNS | {InvokeEnd}
+RECORDED = Inventory.CONCERNS | {InvokeEnd, InvokeRefuse}
 """The events that the core must be told of when they are in the ledger."""
 
 
@@ -64,7 +67,10 @@ class Core:
     def __init__(self, state: State) -> None:
         """Take the memory that the shell filled from the home and the ledger."""
         self.state = state
-        self._invocations = Invocations(state, start=self._start)
+        self._invocations = Invocations(
+            state, start=self._start, step_ended=self._step_ended
+        )
+        self._pipelines = Pipelines(state, self._invocations)
         self._workers = Supervision(
             state, lost=self._invocations.lost, room=self._invocations.dispatch
         )
@@ -74,6 +80,9 @@ class Core:
 
     def _start(self, pool: Pool) -> None:
         self._workers.ensure(pool)
+
+    def _step_ended(self, step_of: StepOf, result: StepResult) -> None:
+        self._pipelines.step_ended(step_of, result)
 
     # --- starting ---
 
@@ -136,6 +145,8 @@ class Core:
             kind, key = due
             if kind == "call":
                 self._invocations.deadline(key)
+            elif kind == "pipeline":
+                self._pipelines.due(key)
             elif kind == "backoff":
                 plugin, _, version = key.partition("@")
                 pool = state.fleet.pool(plugin, version)
@@ -177,6 +188,8 @@ class Core:
         state.inventory.apply(fields, seq)
         if isinstance(fields, InvokeEnd):
             self._invocations.recorded(fields, seq)
+        if isinstance(fields, InvokeEnd | InvokeRefuse):
+            self._pipelines.recorded(fields.request_id, seq)
 
     # --- clients ---
 
@@ -219,8 +232,10 @@ class Core:
             self._refuse_request(origin, request, code)
         elif isinstance(request, Invoke):
             self._invocations.invoke(origin, request)
+        elif isinstance(request, InvokePipeline):
+            self._pipelines.accept(origin, request)
         elif isinstance(request, Cancel):
-            self._invocations.cancel(origin, request)
+            self._pipelines.cancel(origin, request)
         else:
             self._administration.handle(origin, request)
         return state.take()
@@ -246,10 +261,12 @@ class Core:
         end = state.window(origin.key_id).end_of(request.request_id)
         duplicate = code is RefusalCode.DUPLICATE_REQUEST
         hint = f"the first one ended at event {end}" if duplicate and end is not None else ""
-        if isinstance(request, Invoke):
+        if isinstance(request, Invoke | InvokePipeline):
+            invoke = request if isinstance(request, Invoke) else None
             state.append(
                 InvokeRefuse(request_id=request.request_id, peer=origin.key_id, code=code,
-                             plugin=request.plugin, method=request.method,
+                             plugin=invoke.plugin if invoke else None,
+                             method=invoke.method if invoke else None,
                              first_end_seq=end if duplicate else None)
             )
             state.refuse(origin, request.request_id, code, hint=hint, receipt=True,
@@ -415,6 +432,7 @@ class Core:
         after = GATEWAY.get((state.gateway, "stop"))
         if after is None:
             return
+        self._pipelines.end_all("abandon")
         for call in list(state.calls.values()):
             self._invocations.finish(call, "abandon", "abandoned", Ending(RefusalCode.ABANDONED))
         for worker in list(state.fleet.by_incarnation.values()):
@@ -424,7 +442,7 @@ class Core:
     @property
     def idle(self) -> bool:
         """Whether nothing is in flight, so that a drain may end."""
-        return not self.state.calls
+        return not self.state.calls and not self.state.pipelines
 
 
 def _note_commitment(message: FromWorker, call: Call | None) -> str | None:

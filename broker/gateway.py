@@ -176,11 +176,11 @@ class Gateway:
         state.ledger_size = self._ledger.size
         for arrival in arrivals:
             self.perform(self._decide(arrival, self._clock.tick()))
-        deadline = self._core.next_deadline()
         now = self._clock.tick()
         for incarnation, leaving in list(self._leaving.items()):
             if leaving.until_us <= now:
                 self.perform(self._left(incarnation, now))
+        deadline = self._core.next_deadline()
         if deadline is not None and deadline <= now:
             self.perform(self._core.tick(now))
         self._conclude()

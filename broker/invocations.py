@@ -20,6 +20,7 @@ from broker.orchestrator.calls import (
     Call,
     LoadedPlugin,
     Misfit,
+    StepOf,
     checked_output,
     commitment,
     fingerprint,
@@ -28,7 +29,7 @@ from broker.orchestrator.calls import (
     payload_bytes,
 )
 from broker.orchestrator.fleet import Pool
-from broker.state import State
+from broker.state import State, refusal
 from broker.trust.versions import version_request_matches
 from schemas.codec import printable
 from schemas.denials import denied_hint
@@ -41,9 +42,11 @@ from schemas.messages import (
     Cancel,
     Cancelled,
     Invoke,
+    InvokePipeline,
     Progress,
     Result,
     Run,
+    StepResult,
     Usage,
 )
 from schemas.payloads import PAYLOAD_KINDS, preimage
@@ -66,12 +69,16 @@ class Ending(NamedTuple):
 
 
 class Invocations:
-    """Decides about calls. `start` asks for a worker when one is needed."""
+    """Decides about calls. `start` asks for a worker, `step_ended` hears how steps ended."""
 
-    def __init__(self, state: State, *, start: Callable[[Pool], None]) -> None:
+    def __init__(
+        self, state: State, *, start: Callable[[Pool], None],
+        step_ended: Callable[[StepOf, StepResult], None],
+    ) -> None:
         """Share the core's memory."""
         self._state = state
         self._start = start
+        self._step_ended = step_ended
         self._key_of_end: dict[str, str] = {}
 
     def accepted(self, accept: InvokeAccept) -> None:
@@ -97,17 +104,29 @@ class Invocations:
 
     def invoke(self, origin: Origin, request: Invoke) -> None:
         """Accept one invocation and give it to a worker or a queue, or refuse it."""
+        misfit = self.full() or self.begin(origin, request)
+        if misfit is not None:
+            self.refuse(origin, request, misfit)
+
+    def begin(
+        self, origin: Origin, request: Invoke, step: StepOf | None = None
+    ) -> Misfit | None:
+        """Accept what may be called and give it to a worker or a queue, or say why not.
+
+        Args:
+            origin: who asked.
+            request: the invocation; of a step, the one that the pipeline makes for it.
+            step: of which pipeline it is a step.
+        """
         state = self._state
-        found = self._callable(request)
+        found = self.callable(request.plugin, request.version, request.method)
         if isinstance(found, Misfit):
-            self._refuse(origin, request, found)
-            return
+            return found
         version, loaded = found
         declared = loaded.manifest.methods[request.method]
         misfit = input_misfit(request.payload, declared, loaded)
         if misfit is not None:
-            self._refuse(origin, request, misfit)
-            return
+            return misfit
         plain = preimage(request.payload)
         timeout_ms = min(
             request.timeout_ms, declared.timeout_ms, state.policy.limits.timeout_ms_max
@@ -117,7 +136,7 @@ class Invocations:
             known_size=request.known_size, plugin=request.plugin, version=version,
             method=request.method, loaded=loaded, payload=request.payload,
             commitment_key=request.commitment_key, arrived_us=state.now,
-            deadline_us=state.now + timeout_ms * 1000,
+            deadline_us=state.now + timeout_ms * 1000, step=step,
         )
         state.next_call += 1
         if declared.deterministic:
@@ -133,6 +152,7 @@ class Invocations:
                 input_bytes=payload_bytes(request.payload),
                 input_commitment=commitment(request.commitment_key, "input", plain),
                 timeout_ms=timeout_ms, input_fingerprint=call.input_fingerprint,
+                pipeline=step.pipeline if step else None, step=step.name if step else None,
             )
         )
         state.later(call.deadline_us, "call", call.request_id)
@@ -141,9 +161,10 @@ class Invocations:
         self.dispatch(pool)
         if pool.queue:
             self._start(pool)
+        return None
 
-    def _callable(self, request: Invoke) -> tuple[str, LoadedPlugin] | Misfit:
-        """Find the version that serves a request, or say why none does."""
+    def full(self) -> Misfit | None:
+        """Say why nothing new is taken from a client now, or None."""
         state = self._state
         if (state.gateway, "accept") not in GATEWAY:
             return Misfit(RefusalCode.DRAINING, "")
@@ -151,10 +172,17 @@ class Invocations:
             return Misfit(
                 RefusalCode.IN_FLIGHT_LIMIT, f"{len(state.calls)} calls are in flight"
             )
-        record = state.inventory.plugins.get(request.plugin)
+        return None
+
+    def callable(
+        self, plugin: str, wanted: str | None, method: str
+    ) -> tuple[str, LoadedPlugin] | Misfit:
+        """Find the version that serves a method, or say why none does."""
+        state = self._state
+        record = state.inventory.plugins.get(plugin)
         if record is None or not record.versions:
             return Misfit(RefusalCode.UNKNOWN_PLUGIN, "", "$.plugin")
-        enabled = state.inventory.enabled(request.plugin)
+        enabled = state.inventory.enabled(plugin)
         if enabled is None:
             states = {entry.state for entry in record.versions.values()}
             if "quarantined" in states and not states & {"registered", "disabled"}:
@@ -162,7 +190,6 @@ class Invocations:
             if states == {"revoked"}:
                 return Misfit(RefusalCode.REVOKED, "", "$.plugin")
             return Misfit(RefusalCode.PLUGIN_NOT_ENABLED, "", "$.plugin")
-        wanted = request.version
         if wanted is not None and not version_request_matches(wanted, enabled.version):
             return Misfit(
                 RefusalCode.UNKNOWN_VERSION,
@@ -170,18 +197,22 @@ class Invocations:
             )
         if not state.trusts(enabled):
             return Misfit(RefusalCode.REVOKED, "its publisher is not trusted any more", "$.plugin")
-        loaded = state.plugins.get((request.plugin, enabled.version))
+        loaded = state.plugins.get((plugin, enabled.version))
         if loaded is None:
             return Misfit(RefusalCode.PLUGIN_QUARANTINED, "its bundle is damaged", "$.plugin")
-        if request.method not in loaded.manifest.methods:
+        if method not in loaded.manifest.methods:
             return Misfit(RefusalCode.UNKNOWN_METHOD, "", "$.method")
-        pool = state.fleet.pool(request.plugin, enabled.version)
+        pool = state.fleet.pool(plugin, enabled.version)
         if not pool.expecting and state.fleet.in_crash_loop(pool, state.now):
             return Misfit(RefusalCode.WORKER_CRASH_LOOP, "", "$.plugin")
         return enabled.version, loaded
 
-    def _refuse(self, origin: Origin, request: Invoke, misfit: Misfit) -> None:
+    def refuse(
+        self, origin: Origin, request: Invoke | InvokePipeline, misfit: Misfit
+    ) -> None:
+        """Refuse an invocation or a pipeline: an event, and the reply that points at it."""
         state = self._state
+        invoke = request if isinstance(request, Invoke) else None
         retry_after_ms = None
         if misfit.code in (RefusalCode.IN_FLIGHT_LIMIT, RefusalCode.DRAINING):
             retry_after_ms = state.config.times.backoff_ms_min
@@ -190,8 +221,8 @@ class Invocations:
         where = printable(misfit.where)
         state.append(
             InvokeRefuse(request_id=request.request_id, peer=origin.key_id, code=misfit.code,
-                         where=where, plugin=request.plugin, method=request.method,
-                         retry_after_ms=retry_after_ms)
+                         where=where, plugin=invoke.plugin if invoke else None,
+                         method=invoke.method if invoke else None, retry_after_ms=retry_after_ms)
         )
         state.refuse(origin, request.request_id, misfit.code, misfit.sentence, where=where,
                      hint=misfit.hint, retry_after_ms=retry_after_ms, receipt=True,
@@ -219,7 +250,9 @@ class Invocations:
             state.order(
                 worker.incarnation,
                 Run(call=call.number, method=call.method, payload=call.payload,
-                    timeout_ms=left_ms, request_id=call.request_id),
+                    timeout_ms=left_ms, request_id=call.request_id,
+                    cpu_ms_max=call.step.cpu_ms_max if call.step else None,
+                    output_bytes_max=call.step.output_bytes_max if call.step else None),
             )
 
     # --- ends ---
@@ -243,9 +276,16 @@ class Invocations:
                 duration_us=state.now - call.arrived_us,
             )
         )
-        state.refuse(call.origin, call.request_id, ending.code, ending.sentence,
-                     where=ending.where, plugin_message=message, hint=denied_hint(ending.denied),
-                     usage=usage, receipt=True, known_size=call.known_size)
+        told = refusal(
+            call.request_id, ending.code, ending.sentence, where=ending.where,
+            plugin_message=message, hint=denied_hint(ending.denied), usage=usage,
+        )
+        if call.step is None:
+            state.send(call.origin, told, receipt=True, known_size=call.known_size)
+        else:
+            self._step_ended(call.step, StepResult(
+                step=call.step.name, outcome="refused", refusal=told, usage=usage
+            ))
         return True
 
     def _leave(self, call: Call, event: CallEvent) -> bool:
@@ -265,6 +305,9 @@ class Invocations:
                 state.order(worker.incarnation, Abort(call=call.number))
         call.state = "ended"
         del state.calls[call.request_id]
+        for waiting in state.starving:
+            state.later(state.now, "pipeline", waiting)
+        state.starving.clear()
         self._key_of_end[call.request_id] = call.origin.key_id
         return True
 
@@ -309,8 +352,9 @@ class Invocations:
         state = self._state
         payload, misfit = checked_output(call, message.payload)
         if misfit is not None:
+            code = _of_budget(call.step, call, misfit.code) if call.step else misfit.code
             self.finish(call, "failure", "refused", Ending(
-                misfit.code, misfit.sentence, misfit.where, used=misfit.used,
+                code, misfit.sentence, misfit.where, used=misfit.used,
                 allowed=misfit.allowed, usage=message.usage,
             ))
             return
@@ -336,16 +380,25 @@ class Invocations:
                 duration_us=state.now - call.arrived_us,
             )
         )
+        digest = output_digest(plain)
+        if call.step is not None:
+            self._step_ended(call.step, StepResult(
+                step=call.step.name, outcome="result", payload=payload, usage=usage,
+                output_sha256=digest,
+            ))
+            return
         state.send(
             call.origin,
             Result(request_id=call.request_id, payload=payload, usage=usage,
-                   output_sha256=output_digest(plain), plugin=call.plugin, version=call.version),
+                   output_sha256=digest, plugin=call.plugin, version=call.version),
             receipt=True, known_size=call.known_size,
         )
 
     def failure(self, call: Call, message: CallFailure) -> None:
         """End a call as its worker says it failed."""
         code = RefusalCode(message.code)
+        if call.step is not None and message.allowed is not None:
+            code = _of_budget(call.step, call, code)
         outcome: Outcome = "deadline" if code is RefusalCode.DEADLINE_EXCEEDED else "refused"
         sentence = ""
         if message.used is not None and message.allowed is not None:
@@ -358,11 +411,24 @@ class Invocations:
     def progress(self, call: Call, message: CallProgress) -> None:
         """Pass a running call's word on how far it is."""
         call.state = CALL[call.state, "progress"]
+        step = call.step
         self._state.send(
             call.origin,
-            Progress(request_id=call.request_id, permille=message.permille, note=message.note),
+            Progress(request_id=step.pipeline if step else call.request_id,
+                     permille=message.permille, note=message.note,
+                     step=step.name if step else None),
             receipt=True,
         )
 
 
 _TOO_LATE = Ending(RefusalCode.DEADLINE_EXCEEDED)
+
+
+def _of_budget(step: StepOf, call: Call, code: RefusalCode) -> RefusalCode:
+    """Say whether it was the pipeline's budget that was used up, and not the plugin's own limit."""
+    limits = call.loaded.manifest.limits
+    if (code is RefusalCode.CPU_LIMIT_EXCEEDED and step.cpu_ms_max < limits.cpu_ms) or (
+        code is RefusalCode.OUTPUT_LIMIT_EXCEEDED and step.output_bytes_max < limits.output_bytes
+    ):
+        return RefusalCode.BUDGET_EXCEEDED
+    return code

@@ -48,6 +48,33 @@ CALL: Final[dict[tuple[CallState, CallEvent], CallState]] = {
 }
 """The first end that is committed wins: nothing leaves `ended`."""
 
+# --- One pipeline, and each of its steps ---
+
+PipelineState = Literal["running", "ended"]
+PipelineEvent = Literal["complete", "step_failed", "cancel", "deadline", "revoke", "abandon"]
+
+PIPELINE: Final[dict[tuple[PipelineState, PipelineEvent], PipelineState]] = {
+    ("running", "complete"): "ended",
+    ("running", "step_failed"): "ended",
+    ("running", "cancel"): "ended",
+    ("running", "deadline"): "ended",
+    ("running", "revoke"): "ended",
+    ("running", "abandon"): "ended",
+}
+"""A pipeline is answered once, by whichever of these comes first."""
+
+StepState = Literal["waiting", "running", "ended"]
+StepEvent = Literal["start", "result", "fail", "skip"]
+
+STEP: Final[dict[tuple[StepState, StepEvent], StepState]] = {
+    ("waiting", "start"): "running",
+    ("waiting", "fail"): "ended",
+    ("waiting", "skip"): "ended",
+    ("running", "result"): "ended",
+    ("running", "fail"): "ended",
+}
+"""A step waits for the one it takes its input from; a running step is an open invocation."""
+
 # --- One incarnation of a worker ---
 
 WorkerState = Literal["starting", "probing", "ready", "draining", "gone"]
@@ -122,7 +149,7 @@ _CHANGES: Final = (
 )
 
 _REQUESTS: Final[dict[Role, tuple[str, ...]]] = {
-    "omega": ("invoke", "cancel", *_READS),
+    "omega": ("invoke", "invoke_pipeline", "cancel", *_READS),
     "operator": (*_READS, *_CHANGES),
     "auditor": _READS,
 }
@@ -132,5 +159,8 @@ MAY_SEND: Final[frozenset[tuple[Role, str]]] = frozenset(
 )
 """Which role may send which request. An operator manages and reads and may not invoke."""
 
-TRANSITIONS: Final = {"call": CALL, "worker": WORKER, "version": VERSION, "gateway": GATEWAY}
+TRANSITIONS: Final = {
+    "call": CALL, "pipeline": PIPELINE, "step": STEP, "worker": WORKER, "version": VERSION,
+    "gateway": GATEWAY,
+}
 """All tables by name, for the documentation and the simulation."""

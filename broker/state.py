@@ -20,6 +20,7 @@ from broker.lifecycle import GatewayState
 from broker.orchestrator.admission import DropBudget, RequestWindow
 from broker.orchestrator.calls import Call, LoadedPlugin
 from broker.orchestrator.fleet import Fleet
+from broker.orchestrator.graph import Pipeline
 from broker.trust.roots import still_trusted
 from schemas.codec import printable
 from schemas.events import EventFields, FrameDrop, Plane
@@ -30,7 +31,7 @@ from schemas.refusals import REFUSALS, RefusalCode
 from schemas.trust import TrustRoot
 
 TimerKind = Literal[
-    "call", "start", "backoff", "abort", "ping", "drain", "renew", "witness", "stop"
+    "call", "pipeline", "start", "backoff", "abort", "ping", "drain", "renew", "witness", "stop"
 ]
 
 
@@ -52,6 +53,31 @@ class Edge:
     determinism_key: bytes = field(repr=False)
     log_id: str = ""
     gateway_version: str = ""
+
+
+def refusal(
+    request_id: str | None,
+    code: RefusalCode,
+    sentence: str = "",
+    *,
+    where: str = "",
+    hint: str = "",
+    retry_after_ms: int | None = None,
+    plugin_message: str | None = None,
+    usage: Usage | None = None,
+) -> Refusal:
+    """Make a refusal, with the words of its page where none are given."""
+    info = REFUSALS[code]
+    return Refusal(
+        request_id=request_id,
+        code=code,
+        message=f"{info.title}: {sentence}" if sentence else f"{info.title}. {info.reason}",
+        where=where,
+        hint=hint or info.remedy,
+        retry_after_ms=retry_after_ms,
+        plugin_message=plugin_message,
+        usage=usage,
+    )
 
 
 class State:
@@ -84,6 +110,8 @@ class State:
         self.drops = DropBudget(per_second_max=config.limits.bad_frames_per_s_max)
         self.windows: dict[str, RequestWindow] = {}
         self.calls: dict[str, Call] = {}
+        self.pipelines: dict[str, Pipeline] = {}
+        self.starving: set[str] = set()
         self.gateway: GatewayState = "serving"
         self.degraded: set[str] = set()
         self.next_call = 1
@@ -139,18 +167,12 @@ class State:
         known_size: int | None = None,
     ) -> None:
         """Decide a refusal with the words of its page where none are given."""
-        info = REFUSALS[code]
-        refusal = Refusal(
-            request_id=request_id,
-            code=code,
-            message=f"{info.title}: {sentence}" if sentence else f"{info.title}. {info.reason}",
-            where=where,
-            hint=hint or info.remedy,
-            retry_after_ms=retry_after_ms,
-            plugin_message=plugin_message,
-            usage=usage,
+        self.send(
+            to,
+            refusal(request_id, code, sentence, where=where, hint=hint,
+                    retry_after_ms=retry_after_ms, plugin_message=plugin_message, usage=usage),
+            receipt=receipt, known_size=known_size,
         )
-        self.send(to, refusal, receipt=receipt, known_size=known_size)
 
     def drop(
         self, plane: Plane, peer: str, code: RefusalCode, size: int, where: str = "",
@@ -182,7 +204,7 @@ class State:
 
         Each key has a window of its own size, but one id names one request in the whole ledger.
         """
-        if request_id in self.calls:
+        if request_id in self.calls or request_id in self.pipelines:
             return False
         window = self.window(key_id)
         for other in self.windows.values():

@@ -83,6 +83,23 @@ def struct_bytes(value: msgspec.Struct | Mapping[str, str]) -> bytes:
     return _fast_encoder.encode(value)
 
 
+def document_bytes(value: JsonValue) -> bytes:
+    """Write a document canonically, by the fast encoder where that is shown to be exact.
+
+    Raises:
+        InvalidJson: the value has no canonical spelling.
+    """
+    try:
+        data = _fast_encoder.encode(value)
+        # NaN becomes null and a tuple a list; only a document that reads back equal is ours.
+        if check_canonical(data) == value:
+            return data
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        # The slow encoder accepts the value or says what is wrong with it.
+        pass
+    return canonical_bytes(value)
+
+
 def _needs_slow_path(data: bytes) -> bool:
     """Say whether the bytes hold 16 digits in a row or a character beyond the basic plane."""
     if b"0000000000000000" in data.translate(_DIGITS):

@@ -62,6 +62,15 @@ class Misfit(NamedTuple):
     allowed: int | None = None
 
 
+class StepOf(NamedTuple):
+    """Of which pipeline a call is a step, and what is left for it of the pipeline's budget."""
+
+    pipeline: str
+    name: str
+    cpu_ms_max: int
+    output_bytes_max: int
+
+
 @dataclass(slots=True, eq=False)
 class Call:
     """One accepted invocation, from its acceptance to its end. Times are monotonic, in us."""
@@ -81,6 +90,7 @@ class Call:
     input_fingerprint: str | None = None
     state: CallState = "queued"
     incarnation: str | None = None
+    step: StepOf | None = None
 
     @property
     def declared(self) -> Method:
@@ -217,6 +227,8 @@ def checked_output(call: Call, payload: Payload) -> tuple[Payload, Misfit | None
             RefusalCode.OUTPUT_KIND_MISMATCH, f"declared {declared.kind}, found {kind}"
         )
     used, allowed = payload_bytes(payload), call.loaded.manifest.limits.output_bytes
+    if call.step is not None:
+        allowed = min(allowed, call.step.output_bytes_max)
     if used > allowed:
         return payload, Misfit(
             RefusalCode.OUTPUT_LIMIT_EXCEEDED,

@@ -16,7 +16,7 @@ READS = {"list_plugins", "get_plugin", "status", "ledger_head", "prove", "prove_
 CHANGES = {"register_plugin", "validate_bundle", "enable_plugin", "disable_plugin", "grant",
            "revoke"}
 ALLOWED = {
-    "omega": {"invoke", "cancel"} | READS,
+    "omega": {"invoke", "invoke_pipeline", "cancel"} | READS,
     "operator": READS | CHANGES,
     "auditor": READS,
 }
@@ -40,7 +40,8 @@ def test_the_role_table_names_no_request_that_does_not_exist() -> None:
 
 @pytest.mark.parametrize(
     ("name", "end"),
-    [("call", "ended"), ("worker", "gone"), ("version", "revoked"), ("gateway", "stopped")],
+    [("call", "ended"), ("pipeline", "ended"), ("step", "ended"), ("worker", "gone"),
+     ("version", "revoked"), ("gateway", "stopped")],
 )
 def test_nothing_leaves_a_last_state(name: str, end: str) -> None:
     """What has ended stays ended: no table has a cell that begins in its last state."""

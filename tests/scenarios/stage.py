@@ -23,6 +23,7 @@ from broker.state import Edge, KnownKey, State
 from schemas import codec
 from schemas.messages import (
     Abort,
+    Budget,
     Bye,
     CallFailure,
     CallProgress,
@@ -33,6 +34,7 @@ from schemas.messages import (
     EnablePlugin,
     Grant,
     Invoke,
+    InvokePipeline,
     Probe,
     ProbeOutcome,
     ProbeReport,
@@ -41,8 +43,11 @@ from schemas.messages import (
     RegisterPlugin,
     Revoke,
     Run,
+    Step,
+    StepOutput,
 )
 from schemas.payloads import JSONPayload
+from schemas.pipelines import step_request_id
 from schemas.policy import Policy
 from schemas.witness import PROBES
 from tests.simulation.clients import KEYS, bundle
@@ -90,7 +95,7 @@ class Stage:
             "register": self.register, "enable": self.enable, "disable": self.disable,
             "grant": self.grant, "take-back": self.take_back, "revoke": self.revoke,
             "revoke-publisher": self.revoke_publisher,
-            "invoke": self.invoke, "cancel": self.cancel,
+            "invoke": self.invoke, "pipeline": self.pipeline, "cancel": self.cancel,
             "ready": self.ready, "report": self.report, "answer": self.answer,
             "fail": self.fail, "exit": self.exit,
             "progress": self.progress, "bye": self.bye, "garbage": self.garbage,
@@ -268,6 +273,34 @@ class Stage:
             request_id=self.id_of(name) if known else self.uuid(name), plugin=plugin, method="work",
             payload=JSONPayload(b'{"value":%b}' % value.encode()), timeout_ms=int(timeout_ms),
             commitment_key=b"c" * 32))
+
+    def pipeline(self, name: str, on_error: str, *steps: str) -> Arrival:
+        """OMEGA sends a pipeline; each step is `name=plugin` or `name=plugin<source[pointer]`.
+
+        Further words set its bounds: `cpu=MS`, `bytes=N`, `calls=N`, `timeout=MS`.
+        """
+        bounds = {"cpu": 9000, "bytes": 900_000, "calls": 9, "timeout": 1000}
+        made: list[Step] = []
+        request_id = self.uuid(name)
+        for word in steps:
+            step, _, what = word.partition("=")
+            if step in bounds:
+                bounds[step] = int(what)
+                continue
+            plugin, _, source = what.partition("<")
+            taken, slash, pointer = source.partition("/")
+            self.names[step_request_id(request_id, step)] = f"{name}.{step}"
+            made.append(Step(
+                name=step, plugin=plugin, method="work",
+                input=StepOutput(step=taken, pointer=slash + pointer) if source
+                else JSONPayload(b'{"value":1}'),
+            ))
+        return self.from_omega(InvokePipeline(
+            request_id=request_id, steps=tuple(made), commitment_key=b"c" * 32,
+            timeout_ms=bounds["timeout"], on_error=on_error,
+            budget=Budget(calls=bounds["calls"], cpu_ms=bounds["cpu"],
+                          output_bytes=bounds["bytes"]),
+        ))
 
     def cancel(self, target: str) -> Arrival:
         """OMEGA cancels a call."""

@@ -79,6 +79,9 @@ class Checks:
     answers_due: dict[str, int] = field(default_factory=dict)
     untold: set[str] = field(default_factory=set)
     escaped: set[tuple[str, str]] = field(default_factory=set)
+    named: set[str] = field(default_factory=set)
+    pipelines: dict[str, set[str]] = field(default_factory=dict)
+    steps: dict[str, str] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
         """Hold one event against everything before it."""
@@ -148,6 +151,10 @@ class Checks:
                 "a request id was accepted twice")
         require(self.enabled.get(fields.plugin) == fields.version, "accepted what is not enabled")
         self.open[fields.request_id] = _Open(fields.plugin, fields.version)
+        if fields.pipeline is not None:
+            require(fields.pipeline in self.pipelines, "a step of a pipeline that does not run")
+            self.pipelines[fields.pipeline].add(fields.request_id)
+            self.steps[fields.request_id] = fields.pipeline
         require(len(self.open) <= self.config.limits.in_flight_max,
                 "more calls in flight than allowed")
 
@@ -159,6 +166,11 @@ class Checks:
         if fields.outcome == "result":
             require(fields.incarnation in call.answered,
                     "a result that the worker with the call did not give")
+        pipeline = self.steps.get(fields.request_id)
+        if pipeline is not None:
+            # The pipeline is answered, not its steps; a restart leaves nobody to tell.
+            self.pipelines.get(pipeline, set()).discard(fields.request_id)
+            return
         self.answers_due[fields.request_id] = 1
         if fields.outcome == "abandoned":
             # A gateway that stops tells the caller; one that starts again has nobody to tell.
@@ -178,9 +190,17 @@ class Checks:
             self.workers[fields.peer].asked_us = now_us
         elif fields.type == "drain":
             self.workers[fields.peer].draining = True
-        elif fields.plane != "worker" and fields.type in ("result", "refusal"):
+        elif fields.plane != "worker" and fields.type in (
+            "result", "refusal", "pipeline_result",
+        ):
             if fields.code in DOOR_CODES:
                 return
+            if fields.request_id in self.pipelines:
+                require(fields.type != "result", "a pipeline was answered as a call")
+                require(not self.pipelines.pop(fields.request_id),
+                        "a pipeline was answered before its steps had ended")
+                return
+            require(fields.type != "pipeline_result", "a pipeline was answered twice")
             if fields.request_id in self.answers_due:
                 self.answers_due[fields.request_id] -= 1
                 require(self.answers_due[fields.request_id] >= 0,
@@ -209,6 +229,12 @@ class Checks:
         worker.calls[fields.call] = fields.request_id
 
     def _in(self, fields: FrameIn) -> None:
+        if fields.plane != "worker" and fields.request_id is not None:
+            omega = self.roles.get(fields.peer) == "omega"
+            if omega and fields.plane == "front.omega" and fields.request_id not in self.named:
+                self.named.add(fields.request_id)
+                if fields.type == "invoke_pipeline":
+                    self.pipelines[fields.request_id] = set()
         if fields.plane == "worker" and fields.type == "call_result" and fields.call is not None:
             worker = self.workers[fields.peer]
             request_id = worker.calls.get(fields.call)
@@ -230,6 +256,9 @@ class Checks:
             told = count == 0 or (count == 1 and request_id in self.untold)
             require(told, f"{request_id} ended {1 - count} times answered")
         self.answers_due.clear()
+        if len(self.open) < self.config.limits.in_flight_max:
+            for request_id, steps in self.pipelines.items():
+                require(bool(steps), f"{request_id} is a pipeline that waits for nothing")
 
     def _witnessed(self, worker: _Worker, now_us: int) -> None:
         times = self.config.times
@@ -245,3 +274,4 @@ class Checks:
         for worker in self.workers.values():
             worker.gone = True
         self.answers_due.clear()
+        self.pipelines.clear()

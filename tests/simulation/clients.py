@@ -12,12 +12,14 @@ from broker.arrivals import Arrival, FrontFrames, HandshakesRefused, OversizedMe
 from broker.effects import Origin
 from schemas import codec
 from schemas.messages import (
+    Budget,
     Cancel,
     DisablePlugin,
     EnablePlugin,
     GetPlugin,
     Grant,
     Invoke,
+    InvokePipeline,
     LedgerHead,
     ListPlugins,
     Prove,
@@ -27,6 +29,8 @@ from schemas.messages import (
     Run,
     ShowRequest,
     Status,
+    Step,
+    StepOutput,
     ValidateBundle,
 )
 from schemas.names import Role
@@ -58,6 +62,7 @@ class Clients:
     random: random.Random
     ledger: FakeLedger
     sent: list[str]
+    pipelines: dict[str, InvokePipeline]
 
     def uuid(self) -> str:
         """Make a request id."""
@@ -78,8 +83,8 @@ class Clients:
         """Let some client do something, mostly sensible."""
         roll = self.random.random()
         if roll < 0.5:
-            return self.framed(self.random.choice(("a" * 16, "b" * 16)),
-                               codec.encode(self.invocation()))
+            asked = self.pipeline() if roll < 0.12 else self.invocation()
+            return self.framed(self.random.choice(("a" * 16, "b" * 16)), codec.encode(asked))
         if roll < 0.62:
             return self.framed(self.random.choice(("a" * 16, "b" * 16)), codec.encode(
                 Cancel(request_id=self.uuid(), target=self.known_request())))
@@ -166,6 +171,39 @@ class Clients:
             version=self.random.choice((None, None, None, None, "^1.0", "^1.0", "1.1.0", "9.9.9")),
             known_size=self.random.choice((None, 0, 5, 10_000_000)),
         )
+
+    def pipeline(self) -> InvokePipeline:
+        """Make a pipeline, mostly one that fits: steps of `work` that take from each other."""
+        repeat = self.sent and self.random.random() < 0.05
+        request_id = self.random.choice(self.sent) if repeat else self.uuid()
+        self.sent.append(request_id)
+        steps: list[Step] = []
+        for number in range(self.random.randint(1, 4)):
+            given: Payload | StepOutput = JSONPayload(b'{"value":1}')
+            if steps and self.random.random() < 0.7:
+                given = StepOutput(
+                    step=self.random.choice(steps).name,
+                    pointer=self.random.choice(("", "", "", "", "", "/value", "/none")),
+                )
+            steps.append(Step(
+                name=f"s{number}", plugin=self.random.choice(("alpha", "beta", "beta")),
+                method="work", input=given,
+                timeout_ms=self.random.choice((None, None, 900, 60_000)),
+            ))
+        if self.random.random() < 0.1:
+            steps[0] = msgspec.structs.replace(steps[0], input=StepOutput(step=steps[-1].name))
+        self.random.shuffle(steps)
+        request = InvokePipeline(
+            request_id=request_id, steps=tuple(steps), commitment_key=self.random.randbytes(32),
+            timeout_ms=self.random.choice((60, 1500, 60_000, 60_000)),
+            budget=Budget(
+                calls=self.random.choice((3, 9, 9)), cpu_ms=self.random.choice((1, 2, 90_000)),
+                output_bytes=self.random.choice((10, 5_000_000, 5_000_000)),
+            ),
+            on_error=self.random.choice(("abort", "skip_dependents")),
+            known_size=self.random.choice((None, 0)),
+        )
+        return self.pipelines.setdefault(request_id, request)
 
     def known_request(self) -> str:
         """Pick a request id, mostly one that was used."""

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import pytest
 
 from broker import core, effects, inventory, invocations, lifecycle
-from broker.orchestrator import fleet
+from broker.orchestrator import fleet, pipelines
 from tests.simulation.world import run
 
 SEEDS = int(os.environ.get("OMEGA_SIMULATION_SEEDS", "2000"))
@@ -69,6 +69,8 @@ def play(seeds: list[int]) -> Outcome:
     """Play some seeds with recording tables; stop at the first failure and tell its seed."""
     taken: set[tuple[str, tuple[str, str]]] = set()
     invocations.CALL = Recorded(lifecycle.CALL, "call", taken)
+    pipelines.PIPELINE = Recorded(lifecycle.PIPELINE, "pipeline", taken)
+    pipelines.STEP = Recorded(lifecycle.STEP, "step", taken)
     fleet.WORKER = Recorded(lifecycle.WORKER, "worker", taken)
     inventory.VERSION = Recorded(lifecycle.VERSION, "version", taken)
     core.GATEWAY = Recorded(lifecycle.GATEWAY, "gateway", taken)

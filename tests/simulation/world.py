@@ -42,7 +42,9 @@ from schemas.messages import (
     CallResult,
     Drain,
     Grant,
+    InvokePipeline,
     Ping,
+    PipelineResult,
     Pong,
     Probe,
     ProbeOutcome,
@@ -50,6 +52,7 @@ from schemas.messages import (
     Ready,
     RegisterPlugin,
     Run,
+    StepOutput,
     Usage,
 )
 from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayload
@@ -176,6 +179,7 @@ class World(Clients):
         self.peers: dict[str, Peer] = {}
         self.past_peers: list[str] = []
         self.sent: list[str] = []
+        self.pipelines: dict[str, InvokePipeline] = {}
         self.watch()
         self.gateway.perform(self.core.begin(damaged, self.clock.mono))
         self.turn([])
@@ -244,7 +248,24 @@ class World(Clients):
             elif isinstance(message, Drain):
                 peer.draining = True
         self.transport.orders.clear()
+        for _, reply in self.transport.replies:
+            if isinstance(reply, PipelineResult):
+                self.check_pipeline(reply)
         self.transport.replies.clear()
+
+    def check_pipeline(self, result: PipelineResult) -> None:
+        """Hold a pipeline's answer against what was asked."""
+        asked = self.pipelines[result.request_id or ""]
+        require([step.step for step in result.steps] == [step.name for step in asked.steps],
+                "the steps of a pipeline came in another order")
+        usages = [step.usage for step in result.steps if step.usage is not None]
+        require(sum(usage.cpu_ms for usage in usages) <= asked.budget.cpu_ms,
+                "a pipeline used more than its budget")
+        failed = {step.step for step in result.steps if step.outcome != "result"}
+        for step, told in zip(asked.steps, result.steps, strict=True):
+            source = step.input.step if isinstance(step.input, StepOutput) else ""
+            require((told.outcome == "skipped") == (source in failed),
+                    "a step ran without its input, or was skipped with it")
 
     # --- what may happen ---
 
@@ -410,6 +431,7 @@ class World(Clients):
             self.clock.mono += 5_000_000
             self.turn([])
         require(not self.checks.open, f"{len(self.checks.open)} invocations never ended")
+        require(not self.checks.pipelines, "a pipeline was never answered")
         require(self.core.idle, "the core still holds calls")
 
 
