@@ -37,6 +37,7 @@ from broker.client_session import (
     OnProgress,
     Outcome,
     PayloadLike,
+    PipelineResult,
     ReplyT,
     Result,
     Session,
@@ -57,6 +58,7 @@ __all__ = [
     "LedgerForked",
     "NotAuthorised",
     "OmegaClient",
+    "PipelineResult",
     "Refused",
     "Result",
     "TimedOut",
@@ -317,15 +319,27 @@ class OmegaClient(_Client):
         budget: messages.Budget,
         timeout: float | None = None,
         on_error: Literal["abort", "skip_dependents"] = "abort",
-    ) -> messages.PipelineResult:
+        request_id: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> PipelineResult:
         """Run a graph of steps under one deadline, in seconds, and one budget.
 
+        Args:
+            steps: what runs; a step takes a literal input or another step's output.
+            budget: what all steps together may use.
+            timeout: how long the whole may take; None means the profile's time.
+            on_error: whether the first failed step ends all, or only what waits for it.
+            request_id: a UUIDv4 made before, so that it can be cancelled by somebody else.
+            on_progress: is told when a step begins (0) and ends (1000), and what it says between.
+
         Raises:
-            Refused: the gateway refused the pipeline as a whole.
+            Refused: the gateway refused the pipeline as a whole, or a step failed under `abort`.
         """
         timeout_s = self._session.timeout_s(timeout)
-        request = self._session.pipeline(steps, timeout_s, budget, on_error)
-        return expect(self._exchange(request, timeout_s), messages.PipelineResult)
+        request = self._session.pipeline(
+            steps, timeout_s, budget, on_error, request_id, on_progress
+        )
+        return expect(self._exchange(request, timeout_s), PipelineResult)
 
     def cancel(self, request_id: str) -> messages.Cancelled:
         """End one call or pipeline of this key, wherever it is.

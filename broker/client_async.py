@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from broker.client_errors import GatewayError, Refused, TimedOut, Unreachable
 from broker.client_link import Link
@@ -24,6 +24,7 @@ from broker.client_session import (
     OnProgress,
     Outcome,
     PayloadLike,
+    PipelineResult,
     ReplyT,
     Result,
     Session,
@@ -81,14 +82,7 @@ class AsyncOmegaClient:
         """Run one method of one plugin; see `OmegaClient.invoke`."""
         call = Call(plugin, method, payload, version, timeout)
         request = self._session.invoke(call, request_id, on_progress)
-        try:
-            outcome = await self._exchange(request, self._session.timeout_s(timeout))
-        except asyncio.CancelledError:
-            # Nobody waits any more, so the call need not go on; its answer is ignored.
-            target = messages.Cancel(**self._session.common(), target=request[0])
-            self._link.send_now(self._session.request(target)[1])
-            self._session.waiting.pop(target.request_id, None)
-            raise
+        outcome = await self._cancellable(request, self._session.timeout_s(timeout))
         return expect(outcome, Result)
 
     async def invoke_many(
@@ -116,6 +110,33 @@ class AsyncOmegaClient:
             for _, task in window:
                 task.cancel()
             await asyncio.gather(*(task for _, task in window), return_exceptions=True)
+
+    async def invoke_pipeline(
+        self,
+        steps: Sequence[messages.Step],
+        *,
+        budget: messages.Budget,
+        timeout: float | None = None,
+        on_error: Literal["abort", "skip_dependents"] = "abort",
+        request_id: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> PipelineResult:
+        """Run a graph of steps under one deadline and one budget; see `OmegaClient`."""
+        timeout_s = self._session.timeout_s(timeout)
+        request = self._session.pipeline(
+            steps, timeout_s, budget, on_error, request_id, on_progress
+        )
+        return expect(await self._cancellable(request, timeout_s), PipelineResult)
+
+    async def _cancellable(self, request: tuple[str, bytes], timeout_s: float) -> Outcome:
+        """Exchange; when nobody waits any more, the gateway is told that it need not go on."""
+        try:
+            return await self._exchange(request, timeout_s)
+        except asyncio.CancelledError:
+            target = messages.Cancel(**self._session.common(), target=request[0])
+            self._link.send_now(self._session.request(target)[1])
+            self._session.waiting.pop(target.request_id, None)
+            raise
 
     async def cancel(self, request_id: str) -> messages.Cancelled:
         """End one call or pipeline of this key, wherever it is."""

@@ -33,6 +33,7 @@ from schemas.payloads import (
     Payload,
     TextPayload,
 )
+from schemas.pipelines import step_commitment_key, step_request_id
 from schemas.proof import Checkpoint
 
 GRACE_S: Final = 2.0
@@ -80,8 +81,34 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return value
 
 
-Outcome = Result | Reply
-"""How a request ended: a reply, or the `Result` made from one."""
+class PipelineResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of a pipeline: its steps in declared order, its evidence, and the key it ran
+    under."""
+
+    steps: tuple[messages.StepResult, ...]
+    usage: Usage
+    receipt: Receipt
+    commitment_key: bytes
+    request_id: str
+
+    def step(self, name: str) -> messages.StepResult:
+        """Give what became of one step. Raises KeyError when there was no such step."""
+        for step in self.steps:
+            if step.step == name:
+                return step
+        raise KeyError(name)
+
+    def request_id_of(self, step: str) -> str:
+        """Give the request id under which the ledger knows one step."""
+        return step_request_id(self.request_id, step)
+
+    def commitment_key_of(self, step: str) -> bytes:
+        """Give the key that opens one step's commitments and no other's."""
+        return step_commitment_key(self.commitment_key, step)
+
+
+Outcome = Result | PipelineResult | Reply
+"""How a request ended: a reply, or what was made from one."""
 
 
 class Common(TypedDict):
@@ -149,14 +176,17 @@ class Session:
         timeout_s: float,
         budget: messages.Budget,
         on_error: Literal["abort", "skip_dependents"],
+        request_id: str | None,
+        on_progress: OnProgress | None,
     ) -> tuple[str, bytes]:
         """Write a pipeline; gives its request id and frame."""
         key = secrets.token_bytes(32)
         request = messages.InvokePipeline(
-            **self.common(), steps=tuple(steps), timeout_ms=_milliseconds(timeout_s),
+            request_id=request_id or new_request_id(), known_size=self.keeper.known_size,
+            steps=tuple(steps), timeout_ms=_milliseconds(timeout_s),
             budget=budget, commitment_key=key, on_error=on_error,
         )
-        return self._waits(request, key)
+        return self._waits(request, key, on_progress)
 
     def request(self, request: messages.FromOmega | messages.FromAdmin) -> tuple[str, bytes]:
         """Write any other request."""
@@ -195,13 +225,18 @@ class Session:
         if isinstance(reply, messages.KeepAlive):
             return None
         del self.waiting[request_id]
-        is_result = isinstance(reply, messages.Result)
+        is_result = isinstance(reply, messages.Result | messages.PipelineResult)
         if reply.receipt is not None:
             self.keeper.check_receipt(reply.receipt, waiting.base, is_new=is_result)
-        if not isinstance(reply, messages.Result):
+        if not isinstance(reply, messages.Result | messages.PipelineResult):
             return request_id, reply
         if reply.receipt is None:
             raise GatewayError(f"the result of request {request_id} has no receipt")
+        if isinstance(reply, messages.PipelineResult):
+            return request_id, PipelineResult(
+                steps=reply.steps, usage=reply.usage, receipt=reply.receipt,
+                commitment_key=waiting.commitment_key, request_id=request_id,
+            )
         return request_id, Result(
             payload=reply.payload, receipt=reply.receipt, usage=reply.usage,
             commitment_key=waiting.commitment_key, request_id=request_id, plugin=reply.plugin,

@@ -93,7 +93,7 @@ def _document(result: Result) -> dict[str, object]:
         "plugin": result.plugin,
         "version": result.version,
         "request_id": result.request_id,
-        "payload": _payload_document(result.payload),
+        "payload": payload_document(result.payload),
         "receipt": msgspec.to_builtins(result.receipt),
         "usage": msgspec.to_builtins(result.usage),
         "output_sha256": result.output_sha256,
@@ -101,7 +101,7 @@ def _document(result: Result) -> dict[str, object]:
     }
 
 
-def _payload_document(payload: Payload) -> Mapping[str, object]:
+def payload_document(payload: Payload) -> Mapping[str, object]:
     """Give a payload as JSON; a JSON document stands in it as itself."""
     import msgspec
 
@@ -154,9 +154,9 @@ def _payload(given: Mapping[str, str | int | None]) -> PayloadLike:
             raise click.BadParameter(f"{media_type!r} is not one of the media types",
                                      param_hint="--media-type") from None
     if form == "json_text":
-        return _json(value.encode(), "--json")
+        return json_payload(value.encode(), "--json")
     if form == "file":
-        return _file(value, media_type)
+        return file_payload(value, media_type)
     if form == "text":
         return TextPayload(value, cast("TextMediaType", media_type or "text/plain"))
     if form == "dataset":
@@ -164,12 +164,12 @@ def _payload(given: Mapping[str, str | int | None]) -> PayloadLike:
         return DatasetSlicePayload(value, tuple(str(given["keys"]).split(",")))
     kind = cast("MediaType", media_type or "application/octet-stream")
     if given["sha256"] is None and given["size"] is None:
-        return _stored(value, kind)
+        return stored_artifact(value, kind)
     _need(given, "artifact", "sha256", "size")
     return BinaryRefPayload(value, str(given["sha256"]), int(given["size"] or 0), kind)
 
 
-def _stored(artifact_id: str, media_type: MediaType) -> Payload:
+def stored_artifact(artifact_id: str, media_type: MediaType) -> Payload:
     """Make the reference to a file of the artifact store of a home that is here."""
     import msgspec
 
@@ -194,7 +194,8 @@ def _need(given: Mapping[str, str | int | None], form: str, *names: str) -> None
         raise click.UsageError(f"--{form} needs {', '.join(missing)}")
 
 
-def _json(data: bytes, where: str) -> PayloadLike:
+def json_payload(data: bytes, where: str) -> PayloadLike:
+    """Read a JSON document; `where` says to a person which one it was."""
     import msgspec
 
     try:
@@ -211,7 +212,7 @@ def _json_string(value: str) -> Payload:
     return JSONPayload(canonical_bytes(value))
 
 
-def _file(path: str, media_type: str | int | None) -> PayloadLike:
+def file_payload(path: str, media_type: str | int | None) -> PayloadLike:
     """Read a file as text or JSON; a size that no gateway takes is said before it is sent."""
     from schemas.names import JSON_BYTES_MAX, TEXT_BYTES_MAX
     from schemas.payloads import TextPayload
@@ -221,7 +222,7 @@ def _file(path: str, media_type: str | int | None) -> PayloadLike:
     if is_json:
         if len(data) > JSON_BYTES_MAX:
             raise CommandError(FAILURE, f"{path}: is longer than {JSON_BYTES_MAX} bytes of JSON")
-        return _json(data, path)
+        return json_payload(data, path)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

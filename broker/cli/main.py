@@ -60,6 +60,12 @@ def _invocations() -> ModuleType:
     return invocations
 
 
+def _pipelines() -> ModuleType:
+    from broker.cli import pipelines
+
+    return pipelines
+
+
 def _keys() -> ModuleType:
     from broker.cli import keys
 
@@ -82,6 +88,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "config": Entry("Show and check the configuration.", _homes),
     "plugins": Entry("List, register, enable and revoke plugins.", _plugins),
     "invoke": Entry("Run one method of one plugin.", _invocations),
+    "pipeline": Entry("Run a graph of methods.", _pipelines),
     "keys": Entry("Make, list and revoke client keys.", _keys),
     "ledger": Entry("Read and verify the ledger.", _ledger),
     "completion": Entry("Print the completion script of a shell.", _questions),

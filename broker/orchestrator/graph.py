@@ -32,12 +32,16 @@ NOTHING = Share(0, 0)
 
 @dataclass(slots=True, eq=False)
 class StepRun:
-    """One step on its way; `share` is set aside while it runs."""
+    """One step on its way; `share` is set aside while it runs.
+
+    `to_the_end`: the pipeline's deadline is its own, so that missing it ends the pipeline.
+    """
 
     index: int
     declared: Step
     state: StepState = "waiting"
     share: Share = NOTHING
+    to_the_end: bool = False
     result: StepResult | None = None
 
     @property

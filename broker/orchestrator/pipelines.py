@@ -189,6 +189,8 @@ class Pipelines:
         if not state.admit(pipeline.origin.key_id, invoke.request_id):
             return Misfit(RefusalCode.DUPLICATE_REQUEST, "", "$.name")
         step.share = share
+        method_ms = manifest.methods[declared.method].timeout_ms
+        step.to_the_end = left_ms <= min(declared.timeout_ms or left_ms, method_ms)
         self._step(step, "start")
         misfit = self._invocations.begin(
             pipeline.origin, invoke, StepOf(request.request_id, declared.name, *share)
@@ -232,6 +234,9 @@ class Pipelines:
         step.result = result
         self._tell(pipeline, step, 1000)
         told = result.refusal
+        if told is not None and told.code is RefusalCode.DEADLINE_EXCEEDED and step.to_the_end:
+            self.end(pipeline, "deadline")
+            return
         if told is not None and pipeline.request.on_error == "abort":
             self.end(pipeline, "step_failed", step, told)
             return
