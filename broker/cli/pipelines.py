@@ -11,74 +11,23 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from broker.cli.connect import omega_client
 from broker.cli.ends import INVALID, CommandError
 from broker.cli.invocations import file_payload, json_payload, payload_document
 from broker.cli.options import read_options, session
 from broker.cli.output import Table, json_bytes, printable, show_tables
-from schemas.names import (
-    ArtifactId,
-    Count,
-    DatasetKey,
-    MethodName,
-    PluginId,
-    Sha256,
-    StepName,
-    TimeoutMs,
-    VersionRequest,
-)
 
 if TYPE_CHECKING:
+    from broker.cli.pipeline_file import PipelineFile, StepEntry
     from broker.client import PipelineResult
     from schemas.messages import Progress, Step, StepOutput, StepResult
     from schemas.payloads import Payload
 
-STEP_CPU_MS = 60_000
-OUTPUT_BYTES = 4 * 1024 * 1024
 _FORMS = ("text", "json", "file", "take", "dataset", "artifact")
-
-
-class _Budget(msgspec.Struct, forbid_unknown_fields=True):
-    """What all steps together may use; without a value as much as a call each may."""
-
-    calls: Count | None = None
-    cpu_ms: Count | None = None
-    output_bytes: Count = OUTPUT_BYTES
-
-
-class _Step(msgspec.Struct, forbid_unknown_fields=True, rename={"take": "from"}):
-    """One step; exactly one of the input's forms is given."""
-
-    name: StepName
-    plugin: PluginId
-    method: MethodName
-    version: VersionRequest | None = None
-    timeout_ms: TimeoutMs | None = None
-    take: StepName | None = None
-    pointer: str = ""
-    text: str | None = None
-    json: str | None = None
-    file: str | None = None
-    media_type: str | None = None
-    dataset: ArtifactId | None = None
-    keys: tuple[DatasetKey, ...] = ()
-    artifact: ArtifactId | None = None
-    sha256: Sha256 | None = None
-    size: Count | None = None
-
-
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    """The whole of a pipeline file."""
-
-    steps: tuple[_Step, ...]
-    timeout_ms: TimeoutMs | None = None
-    on_error: Literal["abort", "skip_dependents"] = "abort"
-    budget: _Budget = msgspec.field(default_factory=_Budget)
 
 
 @click.group()
@@ -97,6 +46,7 @@ def run(file: str) -> None:
     with keys, or artifact with sha256, size and media_type. timeout_ms, on_error and [budget] with
     calls, cpu_ms and output_bytes hold for the whole.
     """
+    from broker.cli.pipeline_file import STEP_CPU_MS
     from schemas.messages import Budget
 
     asked = _read(file)
@@ -126,17 +76,21 @@ def _tell(progress: Progress) -> None:
     click.echo(f"{progress.step}: {what}{note}", err=True)
 
 
-def _read(path: str) -> _File:
+def _read(path: str) -> PipelineFile:
+    import msgspec
+
+    from broker.cli import pipeline_file
+
     try:
         with open(os.path.expanduser(path), "rb") as source:
-            return msgspec.convert(tomllib.load(source), _File)
+            return msgspec.convert(tomllib.load(source), pipeline_file.PipelineFile)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise CommandError(
             INVALID, f"{path}: {error}", "`omega-gateway pipeline run --help` names the fields"
         ) from None
 
 
-def _step(path: str, number: int, step: _Step) -> Step:
+def _step(path: str, number: int, step: StepEntry) -> Step:
     from schemas.messages import Step as WireStep
 
     forms = [form for form in _FORMS if getattr(step, form) is not None]
@@ -152,8 +106,10 @@ def _step(path: str, number: int, step: _Step) -> Step:
     )
 
 
-def _input(path: str, number: int, step: _Step, form: str) -> Payload | StepOutput:
+def _input(path: str, number: int, step: StepEntry, form: str) -> Payload | StepOutput:
     """Make one step's input."""
+    import msgspec
+
     from broker.client_session import as_payload
     from schemas.messages import StepOutput as Taken
     from schemas.payloads import Payload as PayloadType
@@ -182,7 +138,7 @@ def _input(path: str, number: int, step: _Step, form: str) -> Payload | StepOutp
     return payload
 
 
-def _show(asked: _File, result: PipelineResult) -> None:
+def _show(asked: PipelineFile, result: PipelineResult) -> None:
     methods = {step.name: f"{step.plugin} {step.method}" for step in asked.steps}
     show_tables(sys.stdout, Table(
         [(step.step, methods[step.step], step.outcome, *_used(step), _answer(step))
@@ -204,6 +160,8 @@ def _used(step: StepResult) -> tuple[object, object]:
 
 def _answer(step: StepResult) -> str:
     """Show the begin of an answer, or why there is none."""
+    import msgspec
+
     from schemas.payloads import JSONPayload, TextPayload
 
     if step.refusal is not None:
@@ -216,6 +174,8 @@ def _answer(step: StepResult) -> str:
 
 
 def _document(result: PipelineResult) -> dict[str, object]:
+    import msgspec
+
     return {
         "request_id": result.request_id,
         "steps": [

@@ -392,7 +392,9 @@ def reply_to(request: Request) -> messages.Reply:
         messages.ShowRequest: messages.RequestStory(target=ask, lines=()),
         messages.ProveConsistency: messages.Consistency(old_size=3, hashes=(), checkpoint="c"),
         messages.Cancel: messages.Cancelled(outcome="cancelled", reached="running"),
-        messages.InvokePipeline: messages.PipelineResult(steps=(), usage=USAGE),
+        messages.InvokePipeline: messages.PipelineResult(
+            steps=(), usage=USAGE, receipt=receipt()
+        ),
         messages.Status: messages.StatusReport(
             state="serving", domain="development", gateway_version="0", api_version="1.0.0",
             log_id=LOG_ID, ledger_size=1, uptime_us=1, in_flight=0, in_flight_max=1, plugins=0,
