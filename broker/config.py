@@ -56,6 +56,8 @@ class TimesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ping_silence_ms: Positive = 30_000
     idle_worker_ms: Positive = 300_000
     witness_interval_ms: Annotated[int, Meta(ge=100, le=600_000)] = 60_000
+    recycle_interval_ms: Positive = 10_000
+    recycle_spacing_ms: Positive = 1_000
     witness_ms: Annotated[int, Meta(ge=100, le=60_000)] = 5_000
     backoff_ms_min: Positive = 100
     backoff_ms_max: Positive = 30_000

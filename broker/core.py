@@ -168,7 +168,7 @@ class Core:
             self._workers.ping_due(worker)
             self._workers.renew(worker)
         elif kind == "renew":
-            self._workers.renew(worker)
+            self._workers.renew_due(worker)
         elif kind == "witness":
             self._workers.witness_due(worker)
         elif kind == "drain" and worker.state == "draining":
@@ -325,6 +325,8 @@ class Core:
                 self._invocations.result(call, message)
             elif call is not None and isinstance(message, CallFailure):
                 self._invocations.failure(call, message)
+            if message.fault is not None:
+                self._workers.struck(worker)
             self._served(worker, clean=isinstance(message, CallResult))
             return True
         if isinstance(message, CallProgress):

@@ -13,7 +13,7 @@ Source: specification INV-PNP-05, INV-PNP-10; docs/ARCHITECTURE.md, section "Wor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Literal
 
 from broker.effects import Kill, Spawn
 from broker.orchestrator.calls import Call
@@ -34,14 +34,6 @@ from schemas.witness import escaped, failed_probes
 
 LANDLOCK_ABI_MIN = 6
 _NO_CAPABILITIES = "0" * 16
-
-_NEVER_BEGAN: Final[dict[str, RefusalCode]] = {
-    "sandbox_unavailable": RefusalCode.SANDBOX_UNAVAILABLE,
-    "plugin_load_failed": RefusalCode.PLUGIN_LOAD_FAILED,
-    "packages_changed": RefusalCode.PACKAGES_CHANGED,
-    "launch_refused": RefusalCode.WORKER_START_FAILED,
-}
-"""What a worker says that never could begin, and the code its waiting calls end with."""
 
 LostCall = Callable[[Call, RefusalCode, str], None]
 
@@ -255,9 +247,12 @@ class Supervision:
 
     def bye(self, worker: Worker, message: Bye) -> bool:
         """A worker leaves in order; False when it still owes answers."""
-        if message.reason in _NEVER_BEGAN:
+        if message.reason in ("sandbox_unavailable", "plugin_load_failed", "launch_refused"):
             worker.exit_detail = f"{message.reason}: {message.detail}"[:1024]
-            code = _NEVER_BEGAN[message.reason]
+            code = {
+                "sandbox_unavailable": RefusalCode.SANDBOX_UNAVAILABLE,
+                "plugin_load_failed": RefusalCode.PLUGIN_LOAD_FAILED,
+            }.get(message.reason, RefusalCode.WORKER_START_FAILED)
             pool = self._state.fleet.pool(worker.plugin, worker.version)
             self.gone(worker, "bye", message.reason)
             self.refuse_queue(pool, code, message.detail)
@@ -275,6 +270,10 @@ class Supervision:
         if not worker.step(event):
             return
         worker.drain_until_us = state.now + state.config.times.drain_ms * 1000
+        if event == "recycle":
+            # Nobody asked for its end: no call is lost by it, so it has as long as they have.
+            ends_us = (call.deadline_us for call in worker.calls.values())
+            worker.drain_until_us = max(worker.drain_until_us, *ends_us, 0)
         state.later(worker.drain_until_us, "drain", worker.incarnation)
         state.order(worker.incarnation, Drain())
 
@@ -321,6 +320,8 @@ class Supervision:
             if other.successor == worker.incarnation:
                 # A successor that did not come up leaves the old one serving and due again.
                 other.recycle = other.successor = None
+                other.renew_after_us = state.now + state.config.times.recycle_interval_ms * 1000
+                state.later(other.renew_after_us, "renew", other.incarnation)
         if failed:
             state.fleet.failed(pool, state.now)
             if state.fleet.in_crash_loop(pool, state.now) and not pool.expecting:
@@ -382,6 +383,24 @@ class Supervision:
                     worker.outgrown = True
                     self._state.later(self._state.now, "renew", worker.incarnation)
 
+    def struck(self, worker: Worker) -> None:
+        """A plugin's code brought a call process down: replace the worker, but not ever so often.
+
+        It serves until then, as it would for a plugin that brings nothing down.
+        """
+        if not worker.struck:
+            worker.struck = True
+            self.renew_due(worker)
+
+    def renew_due(self, worker: Worker) -> None:
+        """Replace a worker, or look again when it may be replaced."""
+        self.renew(worker)
+        if worker.struck and worker.recycle is None and worker.state == "ready":
+            pool = self._state.fleet.pool(worker.plugin, worker.version)
+            at_us = max(self._state.fleet.calm_us(pool), worker.renew_after_us, pool.not_before_us)
+            if at_us > self._state.now:
+                self._state.later(at_us, "renew", worker.incarnation)
+
     def renew(self, worker: Worker) -> None:
         """Begin to replace a worker that is due: it serves until the new one is witnessed."""
         state = self._state
@@ -389,8 +408,15 @@ class Supervision:
         pool = state.fleet.pool(worker.plugin, worker.version)
         if reason is None or worker.recycle is not None or worker.state != "ready":
             return
-        if state.gateway != "serving" or state.now < pool.not_before_us:
+        if state.gateway != "serving" or pool.retiring:
             return
+        if state.now < max(pool.not_before_us, worker.renew_after_us):
+            return
+        if len(state.fleet.by_incarnation) > state.config.limits.workers_max:
+            # One successor may stand above the bound: a full host replaces one after the other.
+            return
+        if reason == "killed":
+            state.fleet.replaced_struck(pool, state.now)
         successor = self._start(pool)
         worker.recycle, worker.successor = reason, successor.incarnation
         state.append(

@@ -23,6 +23,9 @@ export type Count = number;
 /** One key of a dataset. 1 to 256 characters */
 export type DatasetKey = string;
 
+/** integer, 1 to 64 */
+export type Fault = number;
+
 /** The identity of one ledger; the origin line of its checkpoints. `^omega-gateway/(production|development)/[0-9a-f]{16}$` */
 export type LogId = string;
 
@@ -124,7 +127,6 @@ export type RefusalCode =
   | "cannot_answer"
   | "plugin_crashed"
   | "plugin_load_failed"
-  | "packages_changed"
   | "system_call_forbidden"
   | "cpu_limit_exceeded"
   | "wall_limit_exceeded"
@@ -708,7 +710,7 @@ export interface Ready {
   readonly type: "ready";
   readonly pid: Count;
   readonly attestation: Attestation;
-  readonly concurrency: number;
+  readonly concurrency: Fault;
 }
 
 /** What the supervisor read from outside about its zygote and its self-test call process. */
@@ -743,6 +745,7 @@ export interface CallResult {
   readonly call: CallId;
   readonly payload: Payload;
   readonly usage: Usage;
+  readonly fault?: Fault | null;
 }
 
 /**
@@ -758,6 +761,7 @@ export interface CallFailure {
   readonly used?: Count | null;
   readonly allowed?: Count | null;
   readonly usage?: Usage | null;
+  readonly fault?: Fault | null;
 }
 
 /** What the witness saw. */
@@ -783,7 +787,7 @@ export interface Pong {
 /** The worker has nothing in flight and ends, or never could begin; `detail` is our own text. */
 export interface Bye {
   readonly type: "bye";
-  readonly reason?: "drained" | "launch_refused" | "packages_changed" | "plugin_load_failed" | "recycle_calls" | "recycle_killed" | "recycle_minutes" | "sandbox_unavailable";
+  readonly reason?: "drained" | "launch_refused" | "plugin_load_failed" | "recycle_calls" | "recycle_killed" | "recycle_minutes" | "sandbox_unavailable";
   readonly detail?: ShortText;
 }
 

@@ -12,7 +12,6 @@ import base64
 import hashlib
 import io
 import zipfile
-from collections.abc import Collection
 
 import msgspec
 
@@ -24,7 +23,7 @@ from schemas.manifest import (
     Envelope,
     PluginManifest,
 )
-from schemas.modules import FREE_MODULES, VETTED_MODULES, is_standard
+from schemas.modules import FREE_MODULES, VETTED_MODULES
 
 COMPANIONS: dict[str, tuple[str, ...]] = {"datetime": ("_strptime",)}
 """What a vetted module imports late, when there is no file system any more."""
@@ -82,27 +81,14 @@ def _read_archive(archive: zipfile.ZipFile, launch: LaunchDocument) -> Bundle:
     return Bundle(manifest, source.decode("utf-8-sig"), resources)
 
 
-def modules_to_load(
-    manifest: PluginManifest, approved: Collection[str]
-) -> tuple[list[str], list[str]]:
+def modules_to_load(manifest: PluginManifest) -> list[str]:
     """What the zygote imports for this plugin, companions first.
 
-    Args:
-        manifest: the plugin's.
-        approved: modules beyond the vetted ones that an operator approved.
-
-    Returns:
-        Modules of the standard library, and modules that lie in a folder of packages.
-
     Raises:
-        LaunchRefusedError: the manifest names a module that is neither vetted nor approved.
+        LaunchRefusedError: the manifest names a module that is not vetted.
     """
     wanted = [name for name in manifest.modules if name not in FREE_MODULES]
     for name in wanted:
-        if name not in VETTED_MODULES and name not in approved:
+        if name not in VETTED_MODULES:
             raise LaunchRefusedError(f"module {name} is not one a plugin may load")
-    packaged = [name for name in wanted if name not in VETTED_MODULES and not is_standard(name)]
-    standard = [name for name in wanted if name not in packaged]
-    return [
-        companion for name in standard for companion in (*COMPANIONS.get(name, ()), name)
-    ], packaged
+    return [companion for name in wanted for companion in (*COMPANIONS.get(name, ()), name)]

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import marshal
-import os
 import select
-import signal
 import socket
 import time
 from collections.abc import Callable
@@ -40,6 +38,7 @@ from sandbox_worker.replies import (
     output_bytes,
     printable,
 )
+from sandbox_worker.verdicts import Verdict, exit_code, fault, verdict
 from sandbox_worker.zygote import FORKS_MAX
 from schemas.launch import LaunchDocument
 from schemas.messages import (
@@ -151,6 +150,7 @@ class Supervisor:
         self._probing = 0
         self._unforked: list[tuple[Probe, list[str]]] = []
         self._fork_again = 0.0
+        self._fault: int | None = None
         self.on_probe_end: Callable[[Slot, Exit], object] = lambda _slot, _exit: None
         self.draining = False
         self.poll = select.epoll()
@@ -374,10 +374,13 @@ class Supervisor:
             slot = self._slots.pop(ending.number, None)
             if isinstance(ending, ForkFailure):
                 self._fork_again = now + FORK_PAUSE_S
+            elif slot is None or isinstance(slot.order, Run):
+                # A process may have answered before it died: then the next report says so.
+                self._fault = fault(ending) or self._fault
             if slot is None:
                 continue
             # With a job given, plugin code may have chosen the exit status: it is not believed.
-            failed = isinstance(ending, Exit) and _exit_code(ending) == JAIL_FAILED
+            failed = isinstance(ending, Exit) and exit_code(ending) == JAIL_FAILED
             if failed and not isinstance(slot.order, Run):
                 raise WorkerEndedError("sandbox_unavailable", "a call process could not be jailed")
             self._idle.pop(slot.number, None)
@@ -420,55 +423,31 @@ class Supervisor:
             max_rss_kb_upper_bound=ending.max_rss_kb,
             output_bytes=size,
         )
-        code, used, allowed = self._verdict(slot, order, ending, usage)
-        if code is None and isinstance(reply, Answered):
-            self._send(CallResult(call=order.call, payload=reply.payload, usage=usage))
+        found = Verdict(slot.ended_by, slot.used, slot.allowed)
+        if slot.ended_by is None:
+            found = verdict(
+                ending, reply, usage, order, self._limits,
+                output_kind=self._methods[order.method].output.kind,
+                output_bytes_max=self._output_bytes_max(order), killed=slot.killed,
+            )  # fmt: skip
+        faulted, self._fault = self._fault, None
+        if found.code is None and isinstance(reply, Answered):
+            self._send(CallResult(
+                call=order.call, payload=reply.payload, usage=usage, fault=faulted
+            ))  # fmt: skip
             return
         message = printable(reply.message) if isinstance(reply, Failed) and reply.message else None
         self._send(
             CallFailure(
-                call=order.call, code=code or "plugin_crashed", plugin_message=message,
+                call=order.call, code=found.code or "plugin_crashed", plugin_message=message,
                 denied=reply.denied if isinstance(reply, Failed) else None,
-                used=used, allowed=allowed, usage=usage,
+                used=found.used, allowed=found.allowed, usage=usage, fault=faulted,
             )
         )  # fmt: skip
-
-    def _verdict(
-        self, slot: Slot, order: Run, ending: Exit, usage: Usage
-    ) -> tuple[FailureCode | None, int | None, int | None]:
-        """Why a call failed, with the figure used and the figure allowed; None if it did not."""
-        if slot.ended_by is not None:
-            return slot.ended_by, slot.used, slot.allowed
-        cpu_ms_max = self._limits.cpu_ms
-        code = _exit_code(ending)
-        if code == -signal.SIGSYS:
-            return "system_call_forbidden", None, None
-        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and usage.cpu_ms >= cpu_ms_max):
-            return "cpu_limit_exceeded", usage.cpu_ms, cpu_ms_max
-        if code != 0 and not slot.killed:
-            return "plugin_crashed", None, None
-        if order.cpu_ms_max is not None and usage.cpu_ms > order.cpu_ms_max:
-            return "cpu_limit_exceeded", usage.cpu_ms, order.cpu_ms_max
-        reply = slot.reply
-        if isinstance(reply, Failed):
-            memory = self._limits.memory_mb if reply.code == "memory_limit_exceeded" else None
-            return reply.code, None, memory
-        if not isinstance(reply, Answered):
-            return "plugin_crashed", None, None
-        bytes_max = self._output_bytes_max(order)
-        if usage.output_bytes > bytes_max:
-            return "output_limit_exceeded", usage.output_bytes, bytes_max
-        if PAYLOAD_KINDS[type(reply.payload)] != self._methods[order.method].output.kind:
-            return "output_kind_mismatch", None, None
-        return None, None, None
 
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-def _exit_code(ending: Exit) -> int:
-    return os.waitstatus_to_exitcode(ending.status)
 
 
 def _fields(payload: Payload) -> tuple[object, ...]:

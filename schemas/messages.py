@@ -608,12 +608,18 @@ class CallProgress(_Report, tag="call_progress", frozen=True, kw_only=True):
     note: PluginText = ""
 
 
+Fault = Annotated[int, Meta(ge=1, le=64)]
+"""The signal by which the kernel ended a call process for what its code did: the process of the
+call that is told of, or of one that was told of before."""
+
+
 class CallResult(_Report, tag="call_result", frozen=True, kw_only=True):
     """One call's output."""
 
     call: CallId
     payload: Payload
     usage: Usage
+    fault: Fault | None = None
 
 
 FailureCode = Literal[
@@ -639,6 +645,7 @@ class CallFailure(_Report, tag="call_failure", frozen=True, kw_only=True):
     used: Count | None = None
     allowed: Count | None = None
     usage: Usage | None = None
+    fault: Fault | None = None
 
 
 class ProbeOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -667,7 +674,7 @@ class Bye(_Report, tag="bye", frozen=True, kw_only=True):
 
     reason: Literal[
         "drained", "recycle_calls", "recycle_minutes", "recycle_killed",
-        "sandbox_unavailable", "plugin_load_failed", "packages_changed", "launch_refused",
+        "sandbox_unavailable", "plugin_load_failed", "launch_refused",
     ] = "drained"
     detail: ShortText = ""
 

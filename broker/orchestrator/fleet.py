@@ -25,7 +25,8 @@ RecycleReason = Literal["calls", "minutes", "killed", "upgrade", "operator"]
 class Worker:
     """One incarnation. `calls` are in flight; `aborted` wait for the worker's last word.
 
-    `outgrown`: its plugin was granted more since it began.
+    `outgrown`: its plugin was granted more since it began. `struck`: its plugin's code brought a
+    call process down, and may have learnt the zygote's layout by it.
     `nonce` is that of a probe that is not answered yet, else empty; `witness_us` is when its report
     is late, or when the next probe is due.
     """
@@ -48,6 +49,8 @@ class Worker:
     probe: int = 0
     nonce: bytes = b""
     outgrown: bool = False
+    struck: bool = False
+    renew_after_us: int = 0
     witness_us: int = 0
     recycle: RecycleReason | None = None
     successor: str | None = None
@@ -75,6 +78,7 @@ class Pool:
     """One version's workers, its waiting calls, and its luck with starting.
 
     `retiring`: the version takes no new call; what waits is still served, then its workers drain.
+    `calm_us`: no worker is replaced because it was struck before this time.
     """
 
     plugin: str
@@ -84,6 +88,7 @@ class Pool:
     failures: int = 0
     not_before_us: int = 0
     retiring: bool = False
+    calm_us: int = 0
 
     def best(self) -> Worker | None:
         """Give the ready worker with the most room, or None."""
@@ -111,6 +116,7 @@ class Fleet:
         self._config = workers
         self.pools: dict[tuple[str, str], Pool] = {}
         self.by_incarnation: dict[str, Worker] = {}
+        self._calm_us = 0
 
     def pool(self, plugin: str, version: str) -> Pool:
         """Give the pool of one version."""
@@ -164,4 +170,20 @@ class Fleet:
             return "calls"
         if now_us - worker.started_us >= self._config.minutes_max * 60_000_000:
             return "minutes"
+        if worker.struck and now_us >= self.calm_us(self.pool(worker.plugin, worker.version)):
+            return "killed"
         return None
+
+    def calm_us(self, pool: Pool) -> int:
+        """Say from when on a struck worker of a version may be replaced.
+
+        A plugin can have itself struck in every call, and a start costs as much as hundreds of
+        calls: so once per interval for one version, and with some space over the whole host.
+        """
+        return max(pool.calm_us, self._calm_us)
+
+    def replaced_struck(self, pool: Pool, now_us: int) -> None:
+        """Note that a struck worker is being replaced."""
+        pool.calm_us = now_us + self._times.recycle_interval_ms * 1000
+        self._calm_us = now_us + self._times.recycle_spacing_ms * 1000
+

@@ -46,7 +46,7 @@ from schemas.messages import (
     Step,
     StepOutput,
 )
-from schemas.payloads import JSONPayload
+from schemas.payloads import JSONPayload, TextPayload
 from schemas.pipelines import step_request_id
 from schemas.policy import Policy
 from schemas.witness import PROBES
@@ -67,8 +67,13 @@ from tests.simulation.fakes import (
 from tests.simulation.world import ATTESTATION, CONFIG, USAGE, loaded
 from tests.support.bundles import PUBLISHER_SEED, public_key_id, trust_root
 
-CONFIG = msgspec.structs.replace(CONFIG, times=msgspec.structs.replace(
-    CONFIG.times, witness_interval_ms=2_500, witness_ms=1_200))
+CONFIG = msgspec.structs.replace(
+    CONFIG,
+    times=msgspec.structs.replace(
+        CONFIG.times, drain_ms=2_000, witness_interval_ms=2_500, witness_ms=1_200,
+        recycle_interval_ms=10_000, recycle_spacing_ms=1_000),
+    workers=msgspec.structs.replace(CONFIG.workers, minutes_max=1),
+)
 OMEGA, OPERATOR = "a" * 16, "c" * 16
 HIDDEN = {"bytes", "plane", "bundle_sha256", "input_commitment", "output_commitment", "actor",
           "input_fingerprint", "output_fingerprint", "note_commitment", "message_commitment",
@@ -82,6 +87,7 @@ class Stage:
 
     def __init__(self) -> None:
         """Begin with an empty ledger and the two plugins' bundles at hand."""
+        self.config = CONFIG
         self.clock = FakeClock()
         self.ledger = FakeLedger(self.clock)
         self.names: dict[str, str] = {OMEGA: "omega", OPERATOR: "operator"}
@@ -95,7 +101,8 @@ class Stage:
             "register": self.register, "enable": self.enable, "disable": self.disable,
             "grant": self.grant, "take-back": self.take_back, "revoke": self.revoke,
             "revoke-publisher": self.revoke_publisher,
-            "invoke": self.invoke, "pipeline": self.pipeline, "cancel": self.cancel,
+            "invoke": self.invoke, "read": self.read, "pipeline": self.pipeline,
+            "cancel": self.cancel,
             "ready": self.ready, "report": self.report, "answer": self.answer,
             "fail": self.fail, "exit": self.exit,
             "progress": self.progress, "bye": self.bye, "garbage": self.garbage,
@@ -105,7 +112,7 @@ class Stage:
     def begin(self) -> None:
         """Start a process on the ledger that is there."""
         state = State(
-            config=CONFIG, policy=Policy(), trust=trust_root(), trust_sha256="0" * 64,
+            config=self.config, policy=Policy(), trust=trust_root(), trust_sha256="0" * 64,
             policy_sha256=policy_digest(Policy()), inventory=Inventory(), plugins={},
             keys={key: KnownKey(key, role, key) for key, role in KEYS.items()},
             edge=Edge(new_incarnation=self.new_worker, new_nonce=lambda: b"n" * 16,
@@ -152,6 +159,12 @@ class Stage:
         """Do one command and give what it produced."""
         command, *arguments = shlex.split(line)
         if command == "restart":
+            return self.restart()
+        if command == "times":
+            # Before anything else: other times than those of most transcripts.
+            changes = {key: int(value) for key, value in (one.split("=") for one in arguments)}
+            times = msgspec.structs.replace(self.config.times, **changes)
+            self.config = msgspec.structs.replace(self.config, times=times)
             return self.restart()
         if command == "latch":
             self.ledger.fail_at = self.ledger.commits + 1
@@ -302,6 +315,12 @@ class Stage:
                           output_bytes=bounds["bytes"]),
         ))
 
+    def read(self, name: str, plugin: str, timeout_ms: str = "1000") -> Arrival:
+        """OMEGA invokes the method `read`, whose calls may take long."""
+        return self.from_omega(Invoke(
+            request_id=self.uuid(name), plugin=plugin, method="read",
+            payload=TextPayload("some text"), timeout_ms=int(timeout_ms), commitment_key=b"c" * 32))
+
     def cancel(self, target: str) -> Arrival:
         """OMEGA cancels a call."""
         return self.from_omega(Cancel(request_id=self.uuid(), target=self.id_of(target)))
@@ -352,19 +371,22 @@ class Stage:
         return next(order.call for order in self.inbox.get(self.id_of(worker), [])
                     if isinstance(order, Run) and order.request_id == request_id)
 
-    def answer(self, worker: str, name: str, value: str = "7") -> Arrival:
+    def answer(
+        self, worker: str, name: str, value: str = "7", fault: str = "0"
+    ) -> Arrival:
         """A worker answers a call it was given, or the number another worker was given."""
         holder = next(self.names[incarnation] for incarnation, orders in self.inbox.items()
                       if any(isinstance(order, Run) and order.request_id == self.id_of(name)
                              for order in orders))
         return self.says(worker, CallResult(
-            call=self.call_of(holder, name), usage=USAGE,
+            call=self.call_of(holder, name), usage=USAGE, fault=int(fault) or None,
             payload=JSONPayload(b'{"value":%b}' % value.encode())))
 
-    def fail(self, worker: str, name: str, code: str) -> Arrival:
-        """A worker says that a call failed."""
+    def fail(self, worker: str, name: str, code: str, *more: str) -> Arrival:
+        """A worker says that a call failed; `fault=11`, `used=3`, `allowed=2` say more."""
         number = self.call_of(worker, name)
-        failure = {"type": "call_failure", "call": number, "code": code}
+        failure: dict[str, object] = {"type": "call_failure", "call": number, "code": code}
+        failure.update((key, int(value)) for key, value in (one.split("=") for one in more))
         return self.says(worker, msgspec.convert(failure, CallFailure))
 
     def progress(self, worker: str, name: str, permille: str) -> Arrival:

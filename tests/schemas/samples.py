@@ -227,7 +227,7 @@ TO_WORKER: tuple[messages.ToWorker, ...] = (
 FROM_WORKER: tuple[messages.FromWorker, ...] = (
     messages.Ready(pid=4242, attestation=ATTESTATION, concurrency=4),
     messages.CallProgress(call=9, permille=250, note="a quarter"),
-    messages.CallResult(call=9, payload=DATASET, usage=USAGE),
+    messages.CallResult(call=9, payload=DATASET, usage=USAGE, fault=11),
     messages.CallFailure(
         call=9,
         code="memory_limit_exceeded",
@@ -236,6 +236,7 @@ FROM_WORKER: tuple[messages.FromWorker, ...] = (
         used=65,
         allowed=64,
         usage=USAGE,
+        fault=31,
     ),
     messages.ProbeReport(
         probe=1,

@@ -25,6 +25,7 @@ from schemas.events import (
     WorkerExit,
     WorkerProbe,
     WorkerStart,
+    ZygoteRecycle,
 )
 from tests.simulation.fakes import require
 
@@ -57,6 +58,8 @@ class _Worker:
     witnessed: bool = False
     gone: bool = False
     draining: bool = False
+    successor: str | None = None
+    switched: bool = False
     asked_us: int | None = None
     heard_us: int = 0
     calls: dict[int, str] = field(default_factory=dict)
@@ -83,6 +86,7 @@ class Checks:
     pipelines: dict[str, set[str]] = field(default_factory=dict)
     steps: dict[str, str] = field(default_factory=dict)
     idle: set[str] = field(default_factory=set)
+    struck_us: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
         """Hold one event against everything before it."""
@@ -103,12 +107,16 @@ class Checks:
                          if (fields.plugin, one) in self.granted}
             require(grants == effective, "a worker holds other capabilities than the effective")
             self.workers[fields.incarnation] = _Worker(fields.plugin, fields.version, grants)
+            living = sum(not worker.gone for worker in self.workers.values())
+            require(living <= self.config.limits.workers_max + 1, "more workers than allowed")
         elif isinstance(fields, WorkerAttest):
             self.workers[fields.incarnation].attested = fields.accepted
         elif isinstance(fields, WorkerProbe):
             self._witness(fields, event.mono_us)
         elif isinstance(fields, WorkerExit):
-            self.workers[fields.incarnation].gone = True
+            self._exit(fields)
+        elif isinstance(fields, ZygoteRecycle):
+            self._recycle(fields, event.mono_us)
         else:
             self._registry(event)
 
@@ -183,6 +191,30 @@ class Checks:
         worker.witnessed, worker.asked_us, worker.heard_us = fields.passed, None, now_us
         if any(fields.outcomes.get(name) == "allowed" for name in fields.failed):
             self.escaped.add((worker.plugin, worker.version))
+        for old in self.workers.values():
+            if old.successor == fields.incarnation and fields.passed and not old.draining:
+                old.switched = True
+
+    def _recycle(self, fields: ZygoteRecycle, now_us: int) -> None:
+        old = self.workers[fields.incarnation]
+        require(old.witnessed and not old.gone, "replaced what does not serve")
+        old.successor = fields.successor
+        if fields.reason == "killed":
+            times, key = self.config.times, (old.plugin, old.version)
+            since_us = now_us - self.struck_us.get(key, -(10**9))
+            require(since_us >= times.recycle_interval_ms * 1000,
+                    "a version has its workers replaced too fast")
+            since_us = now_us - max(self.struck_us.values(), default=-(10**9))
+            require(since_us >= times.recycle_spacing_ms * 1000,
+                    "the host replaces workers too fast")
+            self.struck_us[key] = now_us
+
+    def _exit(self, fields: WorkerExit) -> None:
+        worker = self.workers[fields.incarnation]
+        worker.gone = True
+        if worker.switched and fields.reason == "drain_timeout":
+            require(not any(fields.incarnation in call.runs for call in self.open.values()),
+                    "a call was lost because its worker was replaced")
 
     def _out(self, fields: FrameOut, now_us: int) -> None:
         if fields.type == "run":
@@ -195,6 +227,9 @@ class Checks:
             "result", "refusal", "pipeline_result",
         ):
             if fields.code in DOOR_CODES:
+                if fields.code == "key_revoked" and not self.pipelines.get(fields.request_id or ""):
+                    # It was taken in one turn with the revocation of its key, and never began.
+                    self.pipelines.pop(fields.request_id or "", None)
                 return
             if fields.request_id in self.pipelines:
                 require(fields.type != "result", "a pipeline was answered as a call")
@@ -277,6 +312,7 @@ class Checks:
         """A new process begins: no worker survives."""
         for worker in self.workers.values():
             worker.gone = True
+        self.struck_us.clear()
         self.answers_due.clear()
         self.pipelines.clear()
         self.idle.clear()

@@ -81,10 +81,11 @@ CONFIG = GatewayConfig(
     format="omega-gateway-config/1",
     domain="development",
     log_id="omega-gateway/development/0123456789abcdef",
-    limits=LimitsConfig(in_flight_max=6, request_window=400, bad_frames_per_s_max=3, workers_max=3),
-    times=TimesConfig(start_ms=3_000, drain_ms=2_000, ping_interval_ms=1_000,
+    limits=LimitsConfig(in_flight_max=6, request_window=400, bad_frames_per_s_max=3, workers_max=2),
+    times=TimesConfig(start_ms=3_000, drain_ms=300, ping_interval_ms=1_000,
                       ping_silence_ms=3_500, idle_worker_ms=9_000, backoff_ms_min=50,
-                      witness_interval_ms=500, witness_ms=400),
+                      witness_interval_ms=500, witness_ms=400,
+                      recycle_interval_ms=400, recycle_spacing_ms=100),
     workers=WorkersConfig(crash_loop_max=3, calls_max=6),
 )
 USAGE = Usage(cpu_ms=1, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
@@ -334,6 +335,9 @@ class World(Clients):
             return self.says(peer, self.answer(run))
         if peer.runs and self.random.random() < 0.7:
             call = self.random.choice(list(peer.runs))
+            if call % 5 == 0 and self.random.random() < 0.97:
+                # Some calls take long: their workers are due for something else meanwhile.
+                return None
             if self.random.random() < 0.2:
                 return self.says(peer, CallProgress(call=call, permille=500, note="half"))
             return self.says(peer, self.answer(peer.runs.pop(call)))
@@ -370,6 +374,10 @@ class World(Clients):
             return CallFailure(call=run.call, code="cpu_limit_exceeded", used=9, allowed=5)
         if roll < 0.16:
             return CallFailure(call=run.call, code="deadline_exceeded")
+        fault = self.random.choice((None,) * 30 + (7, 11, 31))
+        if roll < 0.17 or (fault and roll < 0.5):
+            return CallFailure(call=run.call, code=self.random.choice((
+                "system_call_forbidden", "plugin_crashed", "cancelled")), fault=fault or 11)
         payload: Payload = JSONPayload(b'{"value":7}')
         if run.method == "pick":
             payload = run.payload
@@ -378,7 +386,7 @@ class World(Clients):
                 TextPayload("wrong kind"), JSONPayload(b'{"value":7.0}'), JSONPayload(b"{}"),
                 DatasetSlicePayload("set", ("stolen",)), JSONPayload(b"[" * 99),
             ))
-        return CallResult(call=run.call, payload=payload, usage=USAGE)
+        return CallResult(call=run.call, payload=payload, usage=USAGE, fault=fault)
 
     def says(self, peer: Peer, message: msgspec.Struct) -> WorkerFrames:
         """Put a message on a worker's socket."""
