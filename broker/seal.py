@@ -1,10 +1,11 @@
 """How the broker and its launcher give up, for good, what they will never need.
 
 Order of the broker's seal: one thread, no capabilities, no_new_privs, Landlock, seccomp; then each
-effect is tried. What stays possible: reading, writing beneath the given directories, listening on
-the given TCP ports. What ends: every other write, every connection over TCP, every signal to
-another process, running or forking anything, and what Landlock does not govern (modes, owners,
-times, extended attributes, datagrams, limits of other processes).
+effect is tried. What stays possible: reading and writing beneath the given directories, reading
+its own code and /proc, listening on the given TCP ports. What ends: every other read and write,
+every connection over TCP, every signal to another process, running or forking anything, and what
+Landlock does not govern (modes, owners, times, extended attributes, datagrams, limits of other
+processes).
 
 Rules this file keeps: it runs before the first socket, because a Landlock layer binds one thread
 and those it starts later; it handles a fixed list of rights, those of ABI 6, never "what this
@@ -23,6 +24,8 @@ import functools
 import os
 import socket
 import struct
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -74,6 +77,9 @@ _CLONE_THREAD = 0x10000
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX; others could set flags of files."""
 
+_SYSTEM_CODE = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
+"""Shared libraries, which even the C library loads late."""
+
 _ARCH_X86_64, _X32_BIT = 0xC000003E, 0x40000000
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
@@ -113,7 +119,8 @@ def seal_broker(*, writable: Sequence[str], tcp_ports: Sequence[int]) -> None:
     _expect_one_thread()
     _drop_capabilities(frozenset())
     _no_new_privileges()
-    _restrict(FILE_RIGHTS, {"/": READ_RIGHTS, **dict.fromkeys(writable, WRITE_RIGHTS)}, tcp_ports)
+    beneath = dict.fromkeys(code_directories(), READ_RIGHTS) | dict.fromkeys(writable, WRITE_RIGHTS)
+    _restrict(FILE_RIGHTS, beneath, tcp_ports)
     _install_filter(_broker_filter(tcp=bool(tcp_ports)))
     _expect_refused("landlock", _LANDLOCK_HINT, lambda: os.close(os.open("/dev/null", os.O_WRONLY)))
     _expect_refused("seccomp", _SECCOMP_HINT, _try_fork)
@@ -121,6 +128,21 @@ def seal_broker(*, writable: Sequence[str], tcp_ports: Sequence[int]) -> None:
         # With null pointers an unfiltered call ends in EFAULT and does nothing.
         _expect_refused("seccomp", _SECCOMP_HINT, functools.partial(call, number, 0, 0, 0))
     _expect_status("Seccomp", _SECCOMP_HINT, "2")
+
+
+def code_directories() -> list[str]:
+    """Where code lies that may still be loaded: the interpreter's, the packages', the system's.
+
+    And /proc, where the kernel says what this process holds. Nobody's keys lie in any of them.
+    """
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    paths = {sysconfig.get_path(name) for name in names} | {*_SYSTEM_CODE, "/proc"}
+    paths.update(path for path in sys.path if path.endswith(("/site-packages", "/dist-packages")))
+    for name, module in tuple(sys.modules.items()):
+        # A package that is installed for editing lies where it is edited.
+        if "." not in name and (search := getattr(module, "__path__", None)):
+            paths.update(search)
+    return sorted(path for path in paths if os.path.isdir(path))
 
 
 def refuse_connections() -> None:

@@ -114,6 +114,7 @@ class _Worker:
         self._supervisor.on_probe_end = self._probe_ended
         self._probes: dict[int, list[ProbeOutcome]] = {}
         self._life = life
+        self._connected = False
         self._heard = monotonic()
         assert started.attestation is not None
         self._ready = Ready(
@@ -143,6 +144,9 @@ class _Worker:
                 supervisor.expire(monotonic())
                 if self._life is None and monotonic() - self._heard > SILENCE_S:
                     return 0
+        except SandboxUnavailable as error:
+            self._say_bye(WorkerEndedError("sandbox_unavailable", str(error)))
+            return EXIT_MACHINE
         except WorkerEndedError as error:
             self._say_bye(error)
             return EXIT_MACHINE
@@ -164,6 +168,10 @@ class _Worker:
     def _take_orders(self) -> None:
         for order in self._link.orders():
             now = self._heard = monotonic()
+            if not self._connected:
+                # The broker has spoken, so its connection stands; no plugin code has run yet.
+                seal.close_connections()
+                self._connected = True
             match order:
                 case Run():
                     self._supervisor.run(order, now)

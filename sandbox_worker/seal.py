@@ -4,7 +4,9 @@ Two layers, because their order decides what they forbid. The first, before the 
 handles no file right: below it mounts stay possible and the zygote nests inside, so that the
 supervisor can signal it and nobody else. The second, once the zygote runs, takes files, new
 processes and capabilities away. Both are per thread, so the second refuses to be put on while a
-second thread lives. Rules: every effect is tried afterwards. Source: landlock(7), seccomp(2).
+second thread lives. A last filter, once the broker has spoken and before any plugin is heard, takes
+every further connection away. Rules: every effect is tried afterwards. Source: landlock(7),
+seccomp(2).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ _HINT = "The supervisor could not seal itself; see `doctor`."
 _QUERY = 0xFFFFFFFF
 # Made while importing: the table of numbers is a file, and the layer before the filter hides it.
 _FILTER = policy.program(policy.supervisor_rules(), ALLOW)
+_CONNECTED_FILTER = policy.program(policy.connected_rules(), ALLOW)
 
 
 def close_outside() -> None:
@@ -46,6 +49,12 @@ def close_files() -> None:
     except PermissionError:
         return
     raise SandboxUnavailable("supervisor seal", 0, _HINT)
+
+
+def close_connections() -> None:
+    """Last: the one connection stands, and there will be no other, on no thread."""
+    seccomp.install(_CONNECTED_FILTER, seccomp.ALL_THREADS)
+    seccomp.expect_installed()
 
 
 def _restrict(ruleset: int) -> None:

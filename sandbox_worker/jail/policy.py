@@ -112,15 +112,17 @@ ZYGOTE: dict[str, Rule] = {
 
 SUPERVISOR_REFUSED = """
     execve execveat fork vfork ptrace process_vm_readv process_vm_writev process_madvise kcmp
-    pidfd_getfd chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes futimesat
-    utimensat setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr
+    process_mrelease setpriority ioprio_set sched_setaffinity sched_setattr move_pages
+    migrate_pages fanotify_init syslog vhangup pidfd_getfd chmod fchmod fchmodat fchmodat2 chown
+    fchown lchown fchownat utime utimes futimesat utimensat setxattr lsetxattr fsetxattr
+    setxattrat removexattr lremovexattr fremovexattr
     removexattrat file_setattr mount umount2 pivot_root chroot move_mount fsopen fsconfig fsmount
     fspick open_tree open_tree_attr mount_setattr unshare setns bpf perf_event_open userfaultfd
     io_uring_setup io_uring_enter io_uring_register add_key request_key keyctl init_module
     finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff settimeofday
     clock_settime adjtimex clock_adjtime sethostname setdomainname acct quotactl quotactl_fd
-    personality name_to_handle_at open_by_handle_at shmget shmat msgget semget mq_open iopl ioperm
-    modify_ldt memfd_secret"""
+    personality name_to_handle_at open_by_handle_at shmget shmat shmctl msgget msgsnd msgrcv msgctl
+    semget semop semtimedop semctl mq_open mq_unlink iopl ioperm modify_ldt memfd_secret"""
 """What a sealed supervisor may not do any more; the rest of its seal is Landlock."""
 
 
@@ -190,7 +192,21 @@ def supervisor_rules() -> dict[str, Rule]:
     # Threads only (CLONE_THREAD); clone3 hides its flags behind a pointer, so libc must not use it.
     rules["clone"] = Rule(ALLOW, (Check(0, 64, contains=0x10000),), _EPERM)
     rules["clone3"] = Rule(errno_action(errno.ENOSYS))
+    # Its own limits only, and unix streams only: Landlock governs no datagrams.
+    rules["prlimit64"] = Rule(ALLOW, (Check(0, 32, one_of=(0,)),), _EPERM)
+    unix_stream = Check(0, 32, one_of=(1,)), Check(1, 32, subset=0x80801, contains=1)
+    rules["socket"] = Rule(ALLOW, unix_stream, _EPERM)
     return rules
+
+
+def connected_rules() -> dict[str, Rule]:
+    """What a supervisor whose connection stands may not do any more; the rest is allowed.
+
+    Landlock does not govern unix sockets with a path, and behind one may listen whoever trusts
+    this user, the machine's own services included. Threads were needed for the connection only.
+    """
+    names = "socket connect bind listen clone sched_setscheduler sched_setparam"
+    return {name: Rule(_EPERM) for name in names.split()}
 
 
 def program(rules: dict[str, Rule], default: int = KILL) -> bytes:

@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from pathlib import Path
 import zmq
 
 from broker import seal
+from sandbox_worker import seal as worker_seal
 
 SPECIFICATION = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
 INSIDE = Path(SPECIFICATION.get("inside", "/nonexistent"))
@@ -33,11 +35,18 @@ LISTENER = int(SPECIFICATION.get("listener", 0))
 
 
 STARTED: list[subprocess.Popen[bytes]] = []
+KEPT: list[ctypes.Array[ctypes.c_char]] = []
+VECTORS: list[int] = []
 
 
 def victim() -> int:
     """The pid of a process of the same user, started before the seal; it ends with this one."""
     return STARTED[0].pid
+
+
+def other_process(name: str) -> None:
+    """Open one of the victim's files in /proc."""
+    os.close(os.open(f"/proc/{victim()}/{name}", os.O_RDONLY))
 
 
 def raw(number: int, *arguments: int) -> int:
@@ -47,6 +56,9 @@ def raw(number: int, *arguments: int) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), "raw")
     return result
+
+
+SIGNAL_INFORMATION = ctypes.create_string_buffer(struct.pack("=iii", 0, 0, -1), 128)
 
 
 def connect_tcp() -> None:
@@ -70,7 +82,7 @@ def set_flags() -> None:
     """FS_IOC_SETFLAGS with a flag (nodump) that an owner may set; needs no write access."""
     import fcntl
 
-    with open(OUTSIDE / "file", "rb") as file:
+    with open(INSIDE / "flags", "wb") as file:
         fcntl.ioctl(file.fileno(), 0x40086602, (0x40).to_bytes(8, "little"))
 
 
@@ -127,7 +139,10 @@ def work_inside() -> None:
 
 def start_thread() -> None:
     thread = threading.Thread(target=lambda: None)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        raise OSError(errno.EPERM, "no thread") from None
     thread.join()
 
 
@@ -144,6 +159,22 @@ def signal_by_pidfd() -> None:
 
 def limit_a_process() -> None:
     resource.prlimit(victim(), resource.RLIMIT_CORE, (0, 0))
+
+
+def memory_vectors() -> tuple[int, int, int, int]:
+    """What process_vm_readv(2) takes after the pid: a byte of ours, and the first mapped of its."""
+    with open(f"/proc/{victim()}/maps", encoding="ascii") as maps:
+        start = int(maps.readline().split("-")[0], 16)
+    byte = ctypes.create_string_buffer(1)
+    ours, its = (ctypes.create_string_buffer(struct.pack("=QQ", address, 1))
+                 for address in (ctypes.addressof(byte), start))  # fmt: skip
+    KEPT[:] = [byte, ours, its]
+    return ctypes.addressof(ours), 1, ctypes.addressof(its), 1
+
+
+def become_connected() -> None:
+    """As a worker whose broker has spoken."""
+    worker_seal.close_connections()
 
 
 def try_refused() -> None:
@@ -185,10 +216,27 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "connect to an abstract socket": lambda: connect_unix(SPECIFICATION["abstract"]),
     "connect to a unix socket": lambda: connect_unix(SPECIFICATION["unix"]),
     "open a unix datagram socket": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close(),
+    "trace a process": lambda: raw(101, 0x4206, victim(), 0, 0),
+    "read a process's memory": lambda: raw(310, victim(), *VECTORS, 0),
+    "take a process's descriptor": lambda: raw(438, os.pidfd_open(victim()), 0, 0),
+    "compare with a process": lambda: raw(312, victim(), victim(), 1, 0, 0),
+    "queue a signal": lambda: raw(129, victim(), 0, ctypes.addressof(SIGNAL_INFORMATION)),
+    "signal a process's thread": lambda: raw(234, victim(), victim(), 0),
+    "renice a process": lambda: os.setpriority(os.PRIO_PROCESS, victim(), 5),
+    "read a process's environment": lambda: other_process("environ"),
+    "open a process's memory": lambda: other_process("mem"),
+    "read a process's mappings": lambda: other_process("maps"),
+    "open a process's descriptor": lambda: other_process("fd/1"),
+    "reach in through a process's root": lambda: other_process("root/etc/passwd"),
+    "read a key": (OUTSIDE / "file").read_bytes,
+    "list the keys": lambda: os.listdir(OUTSIDE),
+    "signal what it started": lambda: os.kill(STARTED[1].pid, 0),
+    "stand connected": become_connected,
     "new user namespace": lambda: raw(272, 0x10000000),
     "shared memory": lambda: raw(29, 0, 4096, 0o1600),
     "message queue": lambda: raw(68, 0, 0o1600),
     "read a file": lambda: Path("/etc/passwd").read_bytes(),
+    "read its own code": lambda: Path(__file__).read_bytes() and __import__("wave"),
     "work inside": work_inside,
     "start a thread": start_thread,
     "talk over ipc": lambda: talk_over(f"ipc://{INSIDE}/socket"),
@@ -205,11 +253,17 @@ def main() -> None:
         os.setresgid(*[SPECIFICATION["uid"]] * 3)
         os.setresuid(*[SPECIFICATION["uid"]] * 3)
     STARTED.append(subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE))
+    VECTORS[:] = memory_vectors()
     if SPECIFICATION["seal"] == "broker":
         ports = [PORT] if PORT else []
         seal.seal_broker(writable=[str(INSIDE)], tcp_ports=ports)
     elif SPECIFICATION["seal"] == "launcher":
         seal.seal_launcher()
+    elif SPECIFICATION["seal"] == "supervisor":
+        worker_seal.close_outside()
+        # In the place of its zygote, which it must still be able to end.
+        STARTED.append(subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE))
+        worker_seal.close_files()
     outcomes = {}
     for name in SPECIFICATION["attempts"]:
         try:

@@ -42,6 +42,23 @@ REFUSED_PROCESSES = {
     "new user namespace": "EPERM",
     "shared memory": "EPERM",
     "message queue": "EPERM",
+    "trace a process": "EPERM",
+    "read a process's memory": "EPERM",
+    "take a process's descriptor": "EPERM",
+    "compare with a process": "EPERM",
+    "queue a signal": "EPERM",
+    "signal a process's thread": "EPERM",
+    "renice a process": "EPERM",
+}
+REFUSED_READING = {
+    "read a key": "EACCES",
+    "list the keys": "EACCES",
+    "read a file": "EACCES",
+    "read a process's environment": "EACCES",
+    "open a process's memory": "EACCES",
+    "read a process's mappings": "EACCES",
+    "open a process's descriptor": "EACCES",
+    "reach in through a process's root": "EACCES",
 }
 REFUSED_NETWORK = {
     "connect over tcp": "EACCES",
@@ -130,6 +147,12 @@ def test_sealed_broker_runs_and_signals_nothing(place: Place) -> None:
     assert place.ask(list(REFUSED_PROCESSES)) == REFUSED_PROCESSES
 
 
+def test_sealed_broker_reads_nobody_elses_keys(place: Place) -> None:
+    """Outside its folders and its code nothing is read, of its own user's files neither, and no
+    other process is looked into."""
+    assert place.ask(list(REFUSED_READING)) == REFUSED_READING
+
+
 def test_sealed_broker_connects_nowhere(place: Place) -> None:
     """With a port of its own it listens there only, and no packet leaves it."""
     asked = [*REFUSED_NETWORK, "listen on the port"]
@@ -142,7 +165,8 @@ def test_sealed_broker_connects_nowhere(place: Place) -> None:
 
 def test_attempts_succeed_without_the_seal(place: Place) -> None:
     """The control: each refusal above is the seal's, not the machine's or the attempt's."""
-    wanted = [*REFUSED_OUTSIDE, *REFUSED_PROCESSES, *REFUSED_NETWORK, "connect to a unix socket"]
+    wanted = [*REFUSED_READING, *REFUSED_OUTSIDE, *REFUSED_PROCESSES, *REFUSED_NETWORK,
+              "connect to a unix socket"]  # fmt: skip
     # A new user namespace last: it changes who the process is.
     wanted.sort(key=lambda name: name == "new user namespace")
     open_outcomes = place.ask(wanted, how=None)
@@ -150,8 +174,8 @@ def test_attempts_succeed_without_the_seal(place: Place) -> None:
 
 
 def test_sealed_broker_can_do_its_work(place: Place) -> None:
-    """Files beneath its folders, reading, threads and ZeroMQ over ipc and its port remain."""
-    wanted = ["work inside", "read a file", "start a thread", "talk over ipc"]
+    """Files beneath its folders, its code, threads and ZeroMQ over ipc and its port remain."""
+    wanted = ["work inside", "read its own code", "start a thread", "talk over ipc"]
     assert place.ask(wanted) == dict.fromkeys(wanted, "done")
     assert place.ask(["talk over tcp"], port=place.free_port) == {"talk over tcp": "done"}
 

@@ -134,7 +134,7 @@ KERNEL_WIDTHS = {
     "mmap": {2: 64, 3: 64}, "mprotect": {2: 64}, "mremap": {3: 64}, "madvise": {2: 32},
     "clone": {0: 64}, "kill": {1: 32}, "futex": {1: 32}, "prlimit64": {0: 32}, "seccomp": {0: 32},
     "clock_gettime": {0: 32}, "clock_getres": {0: 32}, "clock_nanosleep": {0: 32},
-    "timer_create": {0: 32}, "getrandom": {2: 32},
+    "timer_create": {0: 32}, "getrandom": {2: 32}, "socket": {0: 32, 1: 32},
 }  # fmt: skip
 """By the kernel's own declarations (SYSCALL_DEFINE): int-like is 32, unsigned long is 64."""
 
