@@ -46,8 +46,20 @@ class Answers:
         self._stories: OrderedDict[str, _Story] = OrderedDict()
         self._consistency: tuple[int, int, tuple[str, ...]] = (0, 0, ())
 
-    def remember(self, request_id: str, fields: EventFields, seq: int) -> None:
-        """Keep the positions of recent requests' events, the first and the last of many."""
+    def remember(self, fields: EventFields, seq: int) -> None:
+        """Keep the positions of recent requests' events, the first and the last of many.
+
+        How a pipeline's steps began is a part of its story too; the rest of a step's is its own.
+        """
+        request_id = getattr(fields, "request_id", None)
+        if request_id is None:
+            return
+        self._add(request_id, fields, seq)
+        pipeline = getattr(fields, "pipeline", None)
+        if pipeline is not None:
+            self._add(pipeline, fields, seq)
+
+    def _add(self, request_id: str, fields: EventFields, seq: int) -> None:
         story = self._stories.get(request_id)
         if story is None:
             story = self._stories[request_id] = _Story()
@@ -61,9 +73,12 @@ class Answers:
             del story.others[STORY_EVENTS_MAX // 2]
 
     def receipt(self, appended: Appended, known_size: int | None) -> Receipt:
-        """Point at an event; add the checkpoint a client lacks, when it can be proven."""
+        """Point at an event; add the newest checkpoint when the client knows another size.
+
+        A client that knows more than the newest checkpoint knows another history: it is told too.
+        """
         ledger = self._ledger
-        if known_size is None or ledger.head_size <= known_size or not self._prove(known_size):
+        if known_size is None or ledger.head_size == known_size or not self._prove(known_size):
             return Receipt(
                 log_id=ledger.log_id, seq=appended.seq, event_hash=appended.event_hash
             )
@@ -77,7 +92,8 @@ class Answers:
         ledger = self._ledger
         if self._consistency[:2] != (known_size, ledger.head_size):
             try:
-                hashes = ledger.prove_consistency(known_size) if known_size else []
+                provable = 0 < known_size < ledger.head_size
+                hashes = ledger.prove_consistency(known_size) if provable else []
             except _DAMAGED:
                 self._unreadable()
                 return False
@@ -89,7 +105,7 @@ class Answers:
     def evidence(self, effect: Evidence) -> Reply:
         """Answer one read."""
         try:
-            return self._read(effect)
+            return self._shown(effect, self._read(effect))
         except PositionUnknown:
             return refusal(
                 effect.request_id,
@@ -101,6 +117,8 @@ class Answers:
 
     def _read(self, effect: Evidence) -> Reply:
         ledger, ask = self._ledger, effect.request_id
+        if effect.query in ("head", "prove"):
+            self._cover(ledger.committed if effect.query == "head" else effect.number + 1)
         if effect.query == "head":
             return Head(request_id=ask, checkpoint=ledger.head, verifier_key=ledger.verifier_key)
         if effect.query == "prove":
@@ -123,6 +141,19 @@ class Answers:
             request_id=ask, target=effect.target,
             lines=tuple(self._line(seq) for seq in seqs if seq < ledger.committed),
         )
+
+    def _shown(self, effect: Evidence, reply: Reply) -> Reply:
+        """Give an answer only if its checkpoint can be shown to continue what the client knows."""
+        known = effect.known_size
+        checked = effect.query != "show_request" and known not in (None, self._ledger.head_size)
+        if checked and known is not None and not self._prove(known):
+            return refusal(effect.request_id, RefusalCode.LEDGER_DAMAGED)
+        return reply
+
+    def _cover(self, size: int) -> None:
+        """Sign what is committed, if the newest checkpoint does not reach what is asked for."""
+        if self._ledger.head_size < size <= self._ledger.committed:
+            self._ledger.checkpoint()
 
     def _line(self, seq: int) -> str:
         return self._ledger.line(seq).decode("utf-8", "replace").rstrip("\n")

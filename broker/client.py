@@ -30,6 +30,7 @@ from broker.client_errors import (
     TimedOut,
     Unreachable,
 )
+from broker.client_head import verify_event
 from broker.client_link import Link
 from broker.client_profile import PathText
 from broker.client_session import (
@@ -130,28 +131,29 @@ class _Client:
         Raises:
             LedgerForked: it does not.
         """
-        base = self._session.keeper.head
-        head = self._ask(messages.LedgerHead(**self._session.common()), messages.Head)
-        follow_up = self._session.follow_up(head, base)
-        if follow_up is not None:
-            base = self._session.keeper.head
-            proof = self._ask(follow_up, messages.Consistency)
-            self._session.keeper.accept(proof.checkpoint, base, proof.hashes)
-        return head
+        return self._ask(messages.LedgerHead(**self._session.common()), messages.Head)
 
     def prove(self, seq: int) -> messages.Proof:
         """Ask for one event with its inclusion proof, which is checked.
 
+        Its checkpoint is accepted too, and shown to continue the one accepted before.
+
         Raises:
             LedgerForked: the proof does not hold.
         """
-        base = self._session.keeper.head
         proof = self._ask(messages.Prove(**self._session.common(), seq=seq), messages.Proof)
-        self._session.keeper.verify_proof(proof, base)
+        verify_event(proof, seq)
         return proof
 
     def prove_consistency(self, old_size: int) -> messages.Consistency:
-        """Ask for the proof that the ledger continues what it was at `old_size` events."""
+        """Ask for the proof that the ledger continues what it was at `old_size` events.
+
+        Whoever holds the checkpoint of the old size checks the proof; that the newest checkpoint
+        continues the one accepted before is checked here.
+
+        Raises:
+            LedgerForked: it does not.
+        """
         return self._ask(
             messages.ProveConsistency(**self._session.common(), old_size=old_size),
             messages.Consistency,

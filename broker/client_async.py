@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 from broker.client_errors import GatewayError, Refused, TimedOut, Unreachable
+from broker.client_head import verify_event
 from broker.client_link import Link
 from broker.client_profile import PathText
 from broker.client_session import (
@@ -161,21 +162,13 @@ class AsyncOmegaClient:
 
     async def ledger_head(self) -> messages.Head:
         """Ask for the newest checkpoint, and accept it if it continues the last one."""
-        base = self._session.keeper.head
-        head = await self._ask(messages.LedgerHead(**self._session.common()), messages.Head)
-        follow_up = self._session.follow_up(head, base)
-        if follow_up is not None:
-            base = self._session.keeper.head
-            proof = await self._ask(follow_up, messages.Consistency)
-            self._session.keeper.accept(proof.checkpoint, base, proof.hashes)
-        return head
+        return await self._ask(messages.LedgerHead(**self._session.common()), messages.Head)
 
     async def prove(self, seq: int) -> messages.Proof:
         """Ask for one event with its inclusion proof, which is checked."""
-        base = self._session.keeper.head
         request = messages.Prove(**self._session.common(), seq=seq)
         proof = await self._ask(request, messages.Proof)
-        self._session.keeper.verify_proof(proof, base)
+        verify_event(proof, seq)
         return proof
 
     async def show_request(self, target: str) -> messages.RequestStory:

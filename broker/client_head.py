@@ -3,9 +3,9 @@
 Rules this file keeps:
 - A checkpoint counts when the profile's key signed it, its origin is the profile's log, and it is
   proven to continue the one that was held when the question was asked.
-- Two checkpoints of one size have one root. A result's event lies behind every checkpoint accepted
-  before the question. Anything else is a fork, and a fork is an exception, never a warning.
-- The newest is kept in `head.note`, replaced as a whole.
+- Two checkpoints of one size have one root. A receipt's event lies behind every event that was
+  seen before the question. Anything else is a fork, and a fork is an exception, never a warning.
+- The newest is kept in `head.note`, replaced as a whole, never by an older one.
 
 A profile without a verifier key takes checkpoints on the word of the gateway's CURVE key; that they
 continue one another is checked all the same. It leaves the mathematics to `broker.ledger.merkle`.
@@ -23,9 +23,9 @@ import nacl.signing
 
 from broker.client_errors import GatewayError, LedgerForked
 from broker.client_profile import Profile
-from broker.ledger.merkle import verify_consistency, verify_inclusion
+from broker.ledger.merkle import EMPTY_ROOT, verify_consistency, verify_inclusion
 from schemas.events import line_hash
-from schemas.messages import Proof, Receipt
+from schemas.messages import Consistency, Head, Proof, Receipt
 from schemas.profile import HEAD_FILE
 from schemas.proof import (
     Checkpoint,
@@ -48,31 +48,31 @@ class HeadKeeper:
         """
         self._path = os.path.join(profile.directory, HEAD_FILE)
         self._log_id = profile.settings.log_id
-        self.head: Checkpoint | None = None
+        self._seen = 0
         try:
             key = profile.settings.verifier_key
             self._key = parse_verifier_key(key) if key is not None else None
-            with open(self._path, encoding="utf-8") as file:
-                self.head = self._read(file.read(65_536))
-        except FileNotFoundError:
-            pass
-        except (ProofError, UnicodeDecodeError) as error:
+        except ProofError as error:
             raise GatewayError(f"{self._path}: cannot be used: {error}") from None
+        self.head = self._kept()
 
     @property
     def known_size(self) -> int:
         """The size to name in a request, so that the answer proves what came since."""
         return self.head.size if self.head is not None else 0
 
-    def check_receipt(
-        self, receipt: Receipt, base: Checkpoint | None, *, is_new: bool
-    ) -> None:
+    @property
+    def seen(self) -> int:
+        """How many events the ledger has at least: what checkpoints and receipts have shown."""
+        return max(self._seen, self.known_size)
+
+    def check_receipt(self, receipt: Receipt, base: Checkpoint | None, seen: int) -> None:
         """Hold a receipt against what was known when its request was sent.
 
         Args:
-            receipt: the receipt.
+            receipt: the receipt; its event was written after the request was sent.
             base: the checkpoint held at that time.
-            is_new: whether its event was written after the request was.
+            seen: how many events were known to be there at that time.
 
         Raises:
             LedgerForked: it belongs to another history.
@@ -80,12 +80,13 @@ class HeadKeeper:
         log_id = base.origin if base is not None else self._log_id
         if log_id is not None and receipt.log_id != log_id:
             raise LedgerForked(f"the answer is of ledger {receipt.log_id}, expected {log_id}")
-        if is_new and base is not None and receipt.seq < base.size:
+        if receipt.seq < seen:
             raise LedgerForked(
-                f"a new event has position {receipt.seq}, but {base.size} events were there before"
+                f"a new event has position {receipt.seq}, but {seen} events were there before"
             )
         if receipt.checkpoint is not None:
             self.accept(receipt.checkpoint, base, receipt.consistency or ())
+        self._seen = max(self._seen, receipt.seq + 1)
 
     def accept(self, note: str, base: Checkpoint | None, hashes: Sequence[str]) -> Checkpoint:
         """Accept a checkpoint that continues `base`, and keep it if it is the newest.
@@ -103,45 +104,35 @@ class HeadKeeper:
             raise LedgerForked(f"a checkpoint was refused: {error}") from None
         self._compare(checkpoint)
         if checkpoint.size > self.known_size or self.head is None:
+            self._keep(note, checkpoint)
             self.head = checkpoint
-            self._keep(note)
         return checkpoint
 
-    def verify(self, note: str, base: Checkpoint | None) -> Checkpoint:
-        """Read the newest checkpoint without accepting it; its signature must hold.
+    def check_shown(self, reply: Head | Proof | Consistency, base: Checkpoint | None) -> None:
+        """Hold the checkpoint of an answer to what its receipt showed, or to what was known before.
 
         Args:
-            note: the checkpoint.
-            base: the checkpoint held when the gateway was asked; the newest cannot be older.
+            reply: the answer; its receipt was checked.
+            base: the checkpoint held when it was asked for.
 
         Raises:
-            LedgerForked: the signature does not hold, or it contradicts what was accepted.
+            LedgerForked: the checkpoint is another one, or signed by another key.
         """
+        if isinstance(reply, Head) and self._key is not None and (
+            reply.verifier_key != str(self._key)
+        ):
+            raise LedgerForked("the ledger is signed by another key than the profile names")
+        if reply.receipt is not None and reply.receipt.checkpoint == reply.checkpoint:
+            return
         try:
-            checkpoint = self._read(note)
+            shown = self._read(reply.checkpoint)
         except ProofError as error:
             raise LedgerForked(f"a checkpoint was refused: {error}") from None
-        self._compare(checkpoint)
-        if base is not None and checkpoint.size < base.size:
+        if shown != (base or Checkpoint(origin=shown.origin, size=0, root=EMPTY_ROOT)):
             raise LedgerForked(
-                f"the newest checkpoint has size {checkpoint.size}, but {base.size} was seen before"
+                f"the newest checkpoint, over {shown.size} events, is not shown to continue "
+                f"the one over {base.size if base else 0}"
             )
-        return checkpoint
-
-    def verify_proof(self, proof: Proof, base: Checkpoint | None) -> None:
-        """Check that a proof's line is in the ledger at its place; `base` as for `verify`.
-
-        Raises:
-            LedgerForked: it is not.
-        """
-        checkpoint = self.verify(proof.checkpoint, base)
-        try:
-            verify_inclusion(
-                bytes.fromhex(line_hash(proof.line.encode())),
-                proof.seq, checkpoint.size, _raw(proof.hashes), checkpoint.root,
-            )
-        except ProofError as error:
-            raise LedgerForked(f"event {proof.seq} is not proven: {error}") from None
 
     def _compare(self, checkpoint: Checkpoint) -> None:
         head = self.head
@@ -157,8 +148,27 @@ class HeadKeeper:
             raise ProofError(f"it is of ledger {checkpoint.origin}, expected {self._log_id}")
         return checkpoint
 
-    def _keep(self, note: str) -> None:
-        """Replace `head.note`; a crash leaves the old one or the new one."""
+    def _kept(self) -> Checkpoint | None:
+        """Read `head.note`; there is none before the first checkpoint was accepted."""
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                return self._read(file.read(65_536))
+        except FileNotFoundError:
+            return None
+        except (ProofError, UnicodeDecodeError) as error:
+            raise GatewayError(f"{self._path}: cannot be used: {error}") from None
+
+    def _keep(self, note: str, checkpoint: Checkpoint) -> None:
+        """Replace `head.note`; a crash leaves the old one or the new one.
+
+        Another client of this profile may have kept a newer one meanwhile, which stays, or one of
+        the same size, which must have the same root.
+        """
+        kept = self._kept()
+        if kept is not None and kept.size >= checkpoint.size:
+            if kept.size == checkpoint.size and kept.root != checkpoint.root:
+                raise LedgerForked(f"{self._path} has another root over {kept.size} events")
+            return
         directory = os.path.dirname(self._path)
         fd, path = tempfile.mkstemp(prefix=".head.", dir=directory)
         with os.fdopen(fd, "w", encoding="utf-8", newline="\n") as file:
@@ -166,6 +176,24 @@ class HeadKeeper:
             file.flush()
             os.fsync(fd)
         os.replace(path, self._path)
+
+
+def verify_event(proof: Proof, seq: int) -> None:
+    """Check that an answer proves the event that was asked for, under its own checkpoint.
+
+    Raises:
+        LedgerForked: it does not.
+    """
+    if proof.seq != seq:
+        raise LedgerForked(f"event {seq} is not proven: the answer is event {proof.seq}")
+    try:
+        checkpoint = parse_checkpoint(parse_note(proof.checkpoint).text)
+        event_hash = bytes.fromhex(line_hash(proof.line.encode()))
+        verify_inclusion(
+            event_hash, seq, checkpoint.size, _raw(proof.hashes), checkpoint.root
+        )
+    except ProofError as error:
+        raise LedgerForked(f"event {seq} is not proven: {error}") from None
 
 
 def _raw(hashes: Sequence[str]) -> list[bytes]:

@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 
-from broker.client_errors import GatewayError, LedgerForked, Refused
+from broker.client_errors import GatewayError, Refused
 from broker.client_head import HeadKeeper
 from broker.client_profile import PathText, Profile, read_profile
 from schemas import messages
@@ -119,9 +119,10 @@ class Common(TypedDict):
 
 
 class _Waiting(NamedTuple):
-    """A request in flight: the checkpoint known when it was sent, and what it brings along."""
+    """A request in flight: checkpoint and size known when it was sent, and what it brings along."""
 
     base: Checkpoint | None
+    seen: int
     commitment_key: bytes
     on_progress: OnProgress | None
 
@@ -225,9 +226,10 @@ class Session:
         if isinstance(reply, messages.KeepAlive):
             return None
         del self.waiting[request_id]
-        is_result = isinstance(reply, messages.Result | messages.PipelineResult)
         if reply.receipt is not None:
-            self.keeper.check_receipt(reply.receipt, waiting.base, is_new=is_result)
+            self.keeper.check_receipt(reply.receipt, waiting.base, waiting.seen)
+        if isinstance(reply, messages.Head | messages.Proof | messages.Consistency):
+            self.keeper.check_shown(reply, waiting.base)
         if not isinstance(reply, messages.Result | messages.PipelineResult):
             return request_id, reply
         if reply.receipt is None:
@@ -243,30 +245,6 @@ class Session:
             version=reply.version, output_sha256=reply.output_sha256,
         )
 
-    def follow_up(
-        self, head: messages.Head, base: Checkpoint | None
-    ) -> messages.ProveConsistency | None:
-        """Check a head, and ask for the proof that it continues the accepted one if it is newer.
-
-        Args:
-            head: the gateway's answer.
-            base: the checkpoint held when the question was asked.
-
-        Raises:
-            LedgerForked: the head belongs to another history.
-        """
-        pinned = self.profile.settings.verifier_key
-        if pinned is not None and head.verifier_key != pinned:
-            raise LedgerForked("the ledger is signed by another key than the profile names")
-        checkpoint = self.keeper.verify(head.checkpoint, base)
-        known = self.keeper.known_size
-        if checkpoint.size <= known:
-            return None
-        if known == 0:
-            self.keeper.accept(head.checkpoint, None, ())
-            return None
-        return messages.ProveConsistency(**self.common(), old_size=known)
-
     def _waits(
         self,
         request: messages.FromOmega | messages.FromAdmin,
@@ -274,7 +252,7 @@ class Session:
         on_progress: OnProgress | None = None,
     ) -> tuple[str, bytes]:
         self.waiting[request.request_id] = _Waiting(
-            self.keeper.head, commitment_key, on_progress
+            self.keeper.head, self.keeper.seen, commitment_key, on_progress
         )
         return request.request_id, encode(request)
 

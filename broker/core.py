@@ -238,7 +238,7 @@ class Core:
             self._pipelines.cancel(origin, request)
         else:
             self._administration.handle(origin, request)
-        return state.take()
+        return state.take_answer(origin, request.known_size)
 
     def _forbidden(self, origin: Origin, kind: str) -> RefusalCode | None:
         key = self.state.keys[origin.key_id]

@@ -86,6 +86,7 @@ class Evidence(msgspec.Struct, frozen=True, gc=False):
     query: Literal["head", "prove", "prove_consistency", "show_request"]
     number: int = 0
     target: str = ""
+    known_size: int | None = None
 
 
 class SetKeys(msgspec.Struct, frozen=True, gc=False):

@@ -255,17 +255,13 @@ class Gateway:
         appended = self._ledger.append(fields)
         if type(fields) in RECORDED:
             self._core.recorded(fields, appended.seq)
-        request_id = getattr(fields, "request_id", None)
-        if request_id is not None:
-            self._answers.remember(request_id, fields, appended.seq)
+        self._answers.remember(fields, appended.seq)
         return appended
 
     def restore(self, event: Event) -> None:
         """Take in one event of the ledger's past."""
         self._core.restore(event)
-        request_id = getattr(event.fields, "request_id", None)
-        if request_id is not None:
-            self._answers.remember(request_id, event.fields, event.seq)
+        self._answers.remember(event.fields, event.seq)
 
     def perform(self, effects: list[Effect]) -> None:
         """Do what the core decided, in order; what leaves the process waits for the commit."""
@@ -284,7 +280,8 @@ class Gateway:
                     self._not_stored(effect, effects, error)
                     return
             elif isinstance(effect, Evidence):
-                self._send(Send(effect.to, self._answers.evidence(effect)))
+                answer = self._answers.evidence(effect)
+                self._send(Send(effect.to, answer, receipt=True, known_size=effect.known_size))
             else:
                 self._after.append(effect)
 

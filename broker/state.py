@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from broker.config import GatewayConfig
-from broker.effects import Append, Effect, Order, Origin, Send
+from broker.effects import Append, Effect, Evidence, Order, Origin, Send
 from broker.inventory import Inventory, VersionRecord
 from broker.lifecycle import GatewayState
 from broker.orchestrator.admission import DropBudget, RequestWindow
@@ -131,6 +133,21 @@ class State:
     def take(self) -> list[Effect]:
         """Give the effects decided so far and begin a new list."""
         effects, self._effects = self._effects, []
+        return effects
+
+    def take_answer(self, to: Origin, known_size: int | None) -> list[Effect]:
+        """Give the effects of a request: whatever answers it has a receipt, also a read.
+
+        A reply that names no event of its own points at the event of the request's arrival.
+        """
+        effects = self.take()
+        for place, effect in enumerate(effects):
+            if isinstance(effect, Evidence):
+                effects[place] = msgspec.structs.replace(effect, known_size=known_size)
+            elif isinstance(effect, Send) and effect.to is to and not effect.receipt:
+                effects[place] = msgspec.structs.replace(
+                    effect, receipt=True, known_size=known_size
+                )
         return effects
 
     def do(self, effect: Effect) -> None:

@@ -424,7 +424,7 @@ export interface Result {
 
 /**
  * Where the evidence of a reply lies; durable before the reply left.
- * `checkpoint` is a C2SP signed note and `consistency` the RFC 6962 proof, in hex, from the client's `known_size` to it; both are present when the newest checkpoint is newer than `known_size`.
+ * `checkpoint` is a C2SP signed note and `consistency` the RFC 6962 proof, in hex, from the client's `known_size` to it; both are present when the newest checkpoint has another size than `known_size`. A checkpoint smaller than `known_size` comes without a proof: it is a fork.
  */
 export interface Receipt {
   readonly log_id: LogId;

@@ -591,7 +591,12 @@ def encode_event(
 
 def line_hash(line: bytes) -> str:
     """Recompute the event_hash of a line, with or without its newline, from its bytes alone."""
-    return hashlib.sha256(b"\x00{" + line[_BODY_OFFSET:].removesuffix(b"\n")).hexdigest()
+    return hashlib.sha256(b"\x00" + event_record(line)).hexdigest()
+
+
+def event_record(line: bytes) -> bytes:
+    """Give the bytes that are hashed: a line without its event_hash member and its newline."""
+    return b"{" + line[_BODY_OFFSET:].removesuffix(b"\n")
 
 
 def decode_event(line: bytes) -> Event:

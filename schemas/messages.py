@@ -237,8 +237,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the evidence of a reply lies; durable before the reply left.
 
     `checkpoint` is a C2SP signed note and `consistency` the RFC 6962 proof, in hex, from the
-    client's `known_size` to it; both are present when the newest checkpoint is newer than
-    `known_size`.
+    client's `known_size` to it; both are present when the newest checkpoint has another size than
+    `known_size`. A checkpoint smaller than `known_size` comes without a proof: it is a fork.
     """
 
     log_id: LogId

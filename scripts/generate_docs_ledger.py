@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import nacl.signing
 from msgspec import inspect
 
+from broker.evidence.prove import encode_bundle, encode_tlog_proof
 from schemas.events import EVENT_TYPES, GENESIS_HASH, EventFields, LedgerClose, encode_event
-from schemas.proof import Checkpoint, VerifierKey
+from schemas.proof import Checkpoint, ProofBundle, ProofItem, VerifierKey, sign_note
 from scripts.wire_types import bounds_of, description, plain_type, shape_key, shapes
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "LEDGER.md"
@@ -84,8 +86,8 @@ def events() -> list[str]:
     return lines
 
 
-def example() -> list[str]:
-    """Show a ledger of two events byte for byte, its root, and the key hash of a verifier key."""
+def _two_events() -> tuple[list[str], list[str], Checkpoint]:
+    """Make the example's ledger: lines, event hashes, tree head."""
     lines, hashes, previous = [], [], GENESIS_HASH
     for seq in range(2):
         line, previous = encode_event(
@@ -93,21 +95,46 @@ def example() -> list[str]:
             ts_us=1_790_000_000_000_000 + seq, mono_us=51 + seq,
         )
         lines.append(line.decode().rstrip("\n"))
-        hashes.append(bytes.fromhex(previous))
-    root = hashlib.sha256(b"\x01" + b"".join(hashes)).digest()
+        hashes.append(previous)
+    root = hashlib.sha256(b"\x01" + bytes.fromhex("".join(hashes))).digest()
+    return lines, hashes, Checkpoint(origin=LOG_ID, size=2, root=root)
+
+
+def example() -> list[str]:
+    """Show a ledger of two events byte for byte, its root, and the key hash of a verifier key."""
+    lines, _, head = _two_events()
     key = VerifierKey(name=LOG_ID, public_key=bytes(range(32)))
-    text = str(Checkpoint(origin=LOG_ID, size=2, root=root)).splitlines()
     return [
         "```", *lines, "```", "",
         "The text of the checkpoint over both, and the verifier key of the key 00 01 02 … 1f:",
-        "", "```", *text, "", str(key), "```",
+        "", "```", *str(head).splitlines(), "", str(key), "```",
+    ]
+
+
+def proof() -> list[str]:
+    """Show a bundle and a tlog-proof over those events, signed by a key that anybody can make."""
+    signing = nacl.signing.SigningKey(bytes(range(32)))
+    key = VerifierKey(name=LOG_ID, public_key=bytes(signing.verify_key))
+    lines, hashes, head = _two_events()
+    note = sign_note(str(head), key, lambda text: signing.sign(text).signature)
+    first = ProofItem(index=0, proof=(hashes[1],), line=lines[0])
+    second = ProofItem(index=1, proof=(hashes[0],), event_hash=hashes[1])
+    bundle = ProofBundle(
+        format="omega-proof/v1", origin=LOG_ID, checkpoint=note, items=(first, second)
+    )
+    single = msgspec.structs.replace(bundle, items=(first,))
+    return [
+        "```", encode_bundle(bundle).decode().rstrip("\n"), "```", "",
+        "```", *encode_tlog_proof(single).decode().splitlines(), "```", "",
+        "The signing key's seed is 00 01 02 … 1f; so this is its verifier key:",
+        "", "```", str(key), "```",
     ]
 
 
 def build() -> str:
     """Give the page with its generated parts as they must be."""
     text = PAGE.read_text("utf-8")
-    for name, lines in (("example", example()), ("events", events())):
+    for name, lines in (("example", example()), ("proof", proof()), ("events", events())):
         mark = f"<!-- generated: {name} -->\n"
         before, found, rest = text.partition(mark)
         _, end, after = rest.partition("<!-- end -->")

@@ -58,7 +58,7 @@ def invoke(
     one object with --output json. Keep the commitment key if you want to prove later what was asked
     and answered.
     """
-    payload = _payload(given)
+    payload = given_payload(given)
     with omega_client() as client:
         result = client.invoke(
             plugin, method, payload, version=version,
@@ -134,7 +134,7 @@ def _print_answer(payload: Payload) -> None:
     sys.stdout.buffer.flush()
 
 
-def _payload(given: Mapping[str, str | int | None]) -> PayloadLike:
+def given_payload(given: Mapping[str, str | int | None]) -> PayloadLike:
     """Make the input from exactly one of its forms."""
     import msgspec
 

@@ -18,6 +18,7 @@ import click
 from broker.cli.ends import INVALID, LEDGER, CommandError
 from broker.cli.options import home_option, output_option, read_options, session
 from broker.cli.output import Table, show
+from broker.cli.proofs import open_, prove
 
 if TYPE_CHECKING:
     from broker.evidence.verify import VerificationReport
@@ -30,7 +31,11 @@ _FOLDER = click.Path(exists=True, file_okay=False)
 
 @click.group()
 def ledger() -> None:
-    """Read and verify the ledger."""
+    """Read, verify and prove the ledger."""
+
+
+ledger.add_command(prove)
+ledger.add_command(open_)
 
 
 @ledger.command("head")

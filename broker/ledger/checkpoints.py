@@ -67,7 +67,12 @@ class Found(NamedTuple):
     anchor: Checkpoint | None
 
 
-def _read_log(path: str, key: VerifierKey) -> tuple[Newest | None, bytes]:
+def read_log(path: str, key: VerifierKey) -> tuple[Newest | None, bytes]:
+    """Give the newest whole entry of a checkpoints.log, and the bytes after it.
+
+    Raises:
+        LedgerDamaged: the newest entry does not verify, or what follows it is no torn entry.
+    """
     try:
         with open(path, "rb") as file:
             begin = max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES)
@@ -110,7 +115,7 @@ def find(place: Place) -> Found:
         LedgerDamaged: one does not verify or is missing.
         LedgerTruncated: the anchor is ahead of the log.
     """
-    newest, torn = _read_log(f"{place.directory}/checkpoints.log", place.key)
+    newest, torn = read_log(f"{place.directory}/checkpoints.log", place.key)
     anchor_note = _read_note(f"{place.anchor_directory}/head")
     if anchor_note is None:
         # Only a ledger whose first checkpoint, over nothing, was just written may lack its anchor.

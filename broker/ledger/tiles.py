@@ -14,6 +14,7 @@ It leaves the shapes of proofs to `broker.ledger.merkle`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 from broker.ledger.errors import TilesDamaged
@@ -25,6 +26,25 @@ HEIGHT: Final = 8
 TILE_BYTES: Final = HASH_BYTES << HEIGHT
 LEVELS: Final = 5
 """Enough for a position of twelve digits. All are opened at the start: a commit opens nothing."""
+
+
+ReadLevel = Callable[[int, int, int], bytes]
+"""Gives a number of bytes from a place in a level."""
+
+
+def subtree_hash(read: ReadLevel, begin: int, end: int) -> bytes:
+    """Give the RFC 6962 hash over events `begin` to before `end`; see `Tiles.subtree`."""
+    span = end - begin
+    if span & (span - 1):
+        middle = begin + split(span)
+        left, right = subtree_hash(read, begin, middle), subtree_hash(read, middle, end)
+        return node_hash(left, right)
+    number, within = divmod(span.bit_length() - 1, HEIGHT)
+    length = HASH_BYTES << within
+    data = read(number, (begin >> (HEIGHT * number)) * HASH_BYTES, length)
+    if len(data) != length:
+        raise TilesDamaged(f"tiles/L{number} does not reach event {end - 1}")
+    return fold(data)
 
 
 class _Level:
@@ -98,17 +118,10 @@ class Tiles:
         Raises:
             TilesDamaged: a level is too short.
         """
-        span = end - begin
-        if span & (span - 1):
-            middle = begin + split(span)
-            return node_hash(self.subtree(begin, middle), self.subtree(middle, end))
-        number, within = divmod(span.bit_length() - 1, HEIGHT)
-        length = HASH_BYTES << within
-        place = (begin >> (HEIGHT * number)) * HASH_BYTES
-        data = os.pread(self._levels[number].descriptor, length, place)
-        if len(data) != length:
-            raise TilesDamaged(f"tiles/L{number} does not reach event {end - 1}")
-        return fold(data)
+        return subtree_hash(self._read, begin, end)
+
+    def _read(self, number: int, place: int, length: int) -> bytes:
+        return os.pread(self._levels[number].descriptor, length, place)
 
     def root(self, size: int) -> bytes:
         """Give the root over the first `size` events; see `subtree`."""

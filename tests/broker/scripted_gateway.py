@@ -5,6 +5,7 @@ It runs in a thread of its own, because a synchronous client blocks the test's.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -76,8 +77,12 @@ class SmallLedger:
         return tuple(one.hex() for one in inclusion_path(seq, size, self.root))
 
 
-def receipt(seq: int = 5, **more: object) -> messages.Receipt:
-    """Make a receipt."""
+_positions = itertools.count(5)
+
+
+def receipt(seq: int | None = None, **more: object) -> messages.Receipt:
+    """Make a receipt; without a position it is behind all that were made before."""
+    seq = next(_positions) if seq is None else seq
     return msgspec.structs.replace(
         messages.Receipt(log_id=LOG_ID, seq=seq, event_hash="ab" * 32), **more
     )

@@ -33,6 +33,7 @@ from tests.broker.scripted_gateway import (
     USAGE,
     Request,
     ScriptedGateway,
+    SmallLedger,
     echo,
     receipt,
     scripted_gateway,
@@ -65,7 +66,7 @@ def test_an_invocation_brings_back_payload_receipt_usage_and_key():
         assert sent.timeout_ms == 1500
         assert len(sent.commitment_key) == 32
         assert result == Result(
-            payload=TextPayload("some text"), receipt=receipt(), usage=USAGE,
+            payload=TextPayload("some text"), receipt=receipt(result.receipt.seq), usage=USAGE,
             commitment_key=sent.commitment_key, request_id=sent.request_id,
             plugin="word-count", version="1.2.3", output_sha256="cd" * 32,
         )
@@ -211,12 +212,12 @@ def test_what_is_no_reply_is_an_error(frame):
 def test_an_answer_of_another_kind_is_an_error():
     """A status is no result."""
     def script(request: Request) -> list[msgspec.Struct]:
-        return [messages.Head(request_id=request.request_id, checkpoint="", verifier_key="")]
+        return [messages.Plugins(request_id=request.request_id, plugins=())]
 
     with (
         scripted_gateway(script) as gateway,
         client(gateway) as omega,
-        pytest.raises(GatewayError, match="expected Result, the gateway sent Head"),
+        pytest.raises(GatewayError, match="expected Result, the gateway sent Plugins"),
     ):
         omega.invoke("a-plugin", "m", "x")
 
@@ -390,7 +391,9 @@ def reply_to(request: Request) -> messages.Reply:
         messages.ListPlugins: messages.Plugins(plugins=()),
         messages.GetPlugin: messages.Plugin(plugin=plugin, versions=(), manifest=None),
         messages.ShowRequest: messages.RequestStory(target=ask, lines=()),
-        messages.ProveConsistency: messages.Consistency(old_size=3, hashes=(), checkpoint="c"),
+        messages.ProveConsistency: messages.Consistency(
+            old_size=3, hashes=(), checkpoint=SmallLedger().note(0), receipt=receipt()
+        ),
         messages.Cancel: messages.Cancelled(outcome="cancelled", reached="running"),
         messages.InvokePipeline: messages.PipelineResult(
             steps=(), usage=USAGE, receipt=receipt()

@@ -34,6 +34,7 @@ class Honest:
         """Serve `ledger`, whose newest checkpoint is of `size`."""
         self.ledger = ledger
         self.size = size
+        self.position = 0
         self.changes: dict[str, object] = {}
         self.head_changes: dict[str, object] = {}
         self.proof_changes: dict[str, object] = {}
@@ -42,12 +43,15 @@ class Honest:
         """Answer one request; `changes` falsify the receipt, the head or the proof."""
         ask = request.request_id
         note = self.ledger.note(self.size)
+        evidence = receipt(**(self.receipt_fields(request) | self.changes))
         if isinstance(request, messages.LedgerHead):
-            head = messages.Head(request_id=ask, checkpoint=note, verifier_key=str(VERIFIER))
+            head = messages.Head(
+                request_id=ask, checkpoint=note, verifier_key=str(VERIFIER), receipt=evidence
+            )
             return [msgspec.structs.replace(head, **self.head_changes)]
         if isinstance(request, messages.Prove):
             proof = messages.Proof(
-                request_id=ask, seq=request.seq, checkpoint=note,
+                request_id=ask, seq=request.seq, checkpoint=note, receipt=evidence,
                 line=self.ledger.lines[request.seq].decode(),
                 hashes=self.ledger.inclusion(request.seq, self.size),
             )
@@ -56,15 +60,21 @@ class Honest:
             hashes = self.ledger.consistency(request.old_size, self.size)
             return [messages.Consistency(
                 request_id=ask, old_size=request.old_size, checkpoint=note, hashes=hashes,
+                receipt=evidence,
             )]
-        known = request.known_size
+        if isinstance(request, messages.ListPlugins):
+            return [messages.Plugins(request_id=ask, plugins=(), receipt=evidence)]
+        return [echo(request, receipt=evidence)]
+
+    def receipt_fields(self, request: Request) -> dict[str, object]:
+        """Give the position of the request's event, and the checkpoint that the client lacks."""
+        known, note = request.known_size, self.ledger.note(self.size)
         assert known is not None
-        fields: dict[str, object] = {"seq": self.size}
-        if known < self.size:
-            fields |= {
-                "checkpoint": note, "consistency": self.ledger.consistency(known, self.size)
-            }
-        return [echo(request, receipt=receipt(**(fields | self.changes)))]
+        self.position = max(self.position + 1, self.size)
+        if known == self.size:
+            return {"seq": self.position}
+        consistency = self.ledger.consistency(known, self.size) if known < self.size else ()
+        return {"seq": self.position, "checkpoint": note, "consistency": consistency}
 
 
 def known_sizes(gateway: ScriptedGateway) -> list[int | None]:
@@ -138,9 +148,9 @@ def test_a_ledger_that_was_cut_is_noticed_without_any_checkpoint():
     honest = Honest(SmallLedger(20), 20)
     with scripted_gateway(honest) as gateway, OmegaClient(gateway.path()) as client:
         invoke(client)
-        honest.size = 12
+        honest.size, honest.position = 12, 0
 
-        with pytest.raises(LedgerForked, match="position 12, but 20 events"):
+        with pytest.raises(LedgerForked, match="position 12, but 21 events"):
             invoke(client)
 
 
@@ -184,12 +194,14 @@ def test_the_head_is_asked_for_and_accepted_with_its_proof():
         (5, {}),
         (11, {"verifier_key": str(OTHER_KEY)}),
         (11, {"checkpoint": "nonsense"}),
+        (11, {"checkpoint": SmallLedger(20).note(10)}),
+        (11, {"receipt": None}),
         (8, {"checkpoint": SmallLedger(20, salt="f").note(8)}),
     ],
-    ids=["older", "other key", "nonsense", "other root"],
+    ids=["older", "other key", "nonsense", "another than the receipt's", "unproven", "other root"],
 )
 def test_a_head_of_another_history_is_a_fork(size, changes):
-    """An older head, another key or another root is raised."""
+    """An older head, another key or another root is raised, and one that nothing proves."""
     honest = Honest(SmallLedger(20), 8)
     with scripted_gateway(honest) as gateway, OmegaClient(gateway.path()) as client:
         invoke(client)
@@ -225,3 +237,48 @@ def test_an_event_that_is_not_proven_is_a_fork(changes):
         pytest.raises(LedgerForked),
     ):
         client.prove(7)
+
+
+def test_any_request_tells_of_a_cut_ledger():
+    """A gateway whose newest checkpoint is older than what was accepted is caught by a read."""
+    honest = Honest(SmallLedger(20), 20)
+    with scripted_gateway(honest) as gateway:
+        with OmegaClient(gateway.path()) as client:
+            client.list_plugins()
+        honest.size, honest.position = 12, 40
+        with OmegaClient(gateway.path()) as client, pytest.raises(LedgerForked, match="continue"):
+            client.list_plugins()
+
+
+def test_two_clients_of_one_profile_share_what_they_know():
+    """An older checkpoint never replaces a newer one, and another root of its size is a fork."""
+    honest = Honest(SmallLedger(20), 3)
+    with scripted_gateway(honest) as gateway:
+        path = f"{gateway.path()}/head.note"
+        with OmegaClient(gateway.path()) as first, OmegaClient(gateway.path()) as second:
+            invoke(first)
+            honest.size = 9
+            invoke(second)
+            honest.size = 7
+            invoke(first)
+            with open(path, encoding="utf-8") as file:
+                assert file.read() == honest.ledger.note(9)
+
+            honest.ledger = SmallLedger(7)
+            for number in (7, 8):
+                honest.ledger.append("f", number)
+            honest.size = 9
+            with pytest.raises(LedgerForked, match=r"head\.note has another root"):
+                invoke(first)
+
+
+def test_an_event_cannot_stand_where_another_was_seen():
+    """A position that a receipt has taken is not free again, checkpoint or not."""
+    honest = Honest(SmallLedger(20), 8)
+    with scripted_gateway(honest) as gateway, OmegaClient(gateway.path()) as client:
+        for _ in range(3):
+            invoke(client)
+        honest.position = 8
+
+        with pytest.raises(LedgerForked, match="position 9, but 11 events"):
+            invoke(client)

@@ -14,12 +14,13 @@ from tests.ledger.conftest import VERIFIER_KEY, Place, place
 
 __all__ = ["place"]
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "verify_ledger.py"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPT = SCRIPTS / "verify_ledger.py"
 
 
-def load_script() -> ModuleType:
-    """Load the stand-alone verifier without starting an interpreter for each question."""
-    spec = importlib.util.spec_from_file_location("verify_ledger", SCRIPT)
+def load_script(name: str = "verify_ledger") -> ModuleType:
+    """Load a stand-alone verifier without starting an interpreter for each question."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

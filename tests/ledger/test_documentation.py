@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from broker.evidence.opening import LABELS
 from broker.evidence.verify import ProblemKind
 from broker.ledger.errors import LedgerRefused
 from broker.ledger.merkle import node_hash
-from schemas.events import GENESIS_HASH, decode_event
+from schemas.events import EVENT_TYPES, GENESIS_HASH, decode_event
 from schemas.proof import parse_checkpoint, parse_verifier_key
+from tests.evidence.conftest import load_script
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "LEDGER.md"
@@ -53,3 +55,31 @@ def test_every_verdict_and_refusal_is_defined():
     assert sorted(verdicts) == sorted(get_args(ProblemKind))
     refusals = set(re.findall(r"^\| `([a-z_]+)` \|", section(7), re.MULTILINE))
     assert refusals == {kind.code.value for kind in LedgerRefused.__subclasses__()}
+
+
+def test_the_worked_proofs_hold():
+    """The bundle and the tlog-proof of the page are accepted with the page's key, byte for byte."""
+    script = load_script("verify_proof")
+    part = section(10).partition("<!-- generated: proof -->")[2].partition("<!-- end -->")[0]
+    blocks = re.findall(r"```\n(.*?)```", part, re.DOTALL)
+    seen = []
+    for block in blocks[:2]:
+        proof = script.Proof(script.parse_key(blocks[2].strip()))
+        proof.read(block.encode())
+        seen.append([
+            (event["index"], event.get("event_type")) for event in proof.report()["events"]
+        ])
+    assert seen == [[(0, "ledger.close"), (1, None)], [(0, "ledger.close")]]
+
+
+def test_every_commitment_is_on_the_page():
+    """The table of commitments has exactly the members and labels that can be opened."""
+    rows = re.findall(r"^\| `([a-z.]+)` \| `([a-z_]+)` \| `([a-z]+)` \|", section(11), re.MULTILINE)
+    assert {member: label for _, member, label in rows} == LABELS
+    for event_type, member, _ in rows:
+        assert member in EVENT_TYPES[event_type].__struct_fields__
+    committing = {
+        member for kind in EVENT_TYPES.values() for member in kind.__struct_fields__
+        if member.endswith("_commitment")
+    }
+    assert committing == set(LABELS)
