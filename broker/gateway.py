@@ -48,7 +48,7 @@ from broker.effects import (
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import Exited, LocalLauncher, Started
 from broker.ledger.commit import Appended, Ledger
-from broker.policy import grant_values
+from broker.policy import approved_modules, grant_values, package_folder
 from broker.sockets import TransportRefused
 from broker.transport import SendOutcome, Transport
 from schemas import codec
@@ -390,6 +390,7 @@ class Gateway:
         endpoint = self._transport.open_worker(effect.incarnation)
         state = self._core.state
         workers = state.config.workers
+        manifest = state.plugins[effect.plugin, effect.version].manifest
         document = LaunchDocument(
             format="omega-launch/1",
             incarnation=effect.incarnation,
@@ -404,6 +405,8 @@ class Gateway:
             grants=effect.grants,
             grant_values=grant_values(effect.grants, state.policy, self._artifacts),
             artifact_bytes_max=state.policy.limits.artifact_bytes_max,
+            modules=approved_modules(effect.plugin, manifest.modules, state.policy),
+            packages=package_folder(effect.plugin, state.policy),
             expires_at_us=self._clock.wall_us() + LAUNCH_VALID_US,
             calls_max=workers.calls_max,
             minutes_max=workers.minutes_max,

@@ -49,7 +49,7 @@ from broker.keys import (
     write_secret,
 )
 from broker.policy import POLICY_BYTES_MAX, load_policy
-from broker.store import check_roots
+from broker.store import check_folders
 from broker.trust.errors import TrustRefused
 from broker.trust.roots import (
     KEPT_TRUST_FILE,
@@ -224,7 +224,7 @@ def load_home(
         keys, clients = read_home_keys(path), list_client_keys(path)
     run_directory = _run_directory(config, environment)
     home = Home(path, config, policy, trust, keys, clients, run_directory)
-    check_roots(policy.roots, home.writable)
+    check_folders(policy, home.writable)
     return home
 
 

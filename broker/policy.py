@@ -22,7 +22,8 @@ from broker.trust.errors import TrustRefused, printable
 from broker.trust.mistakes import mistakes, split_place
 from schemas.canonical import InvalidJson, canonical_bytes
 from schemas.manifest import Limits, Method
-from schemas.modules import FREE_MODULES, VETTED_MODULES
+from schemas.modules import FREE_MODULES, VETTED_MODULES, covers, is_standard
+from schemas.packages import PackageFolder
 from schemas.policy import VALUE_BYTES_MAX, Policy
 from schemas.refusals import RefusalCode
 
@@ -207,16 +208,39 @@ def denied_limits(
 def denied_modules(
     plugin: str, modules: Collection[str], policy: Policy
 ) -> Iterator[tuple[str, Denied]]:
-    """Name each module that is neither vetted nor approved for this plugin."""
-    allowed = VETTED_MODULES | FREE_MODULES | {
-        module
-        for glob, names in policy.modules.allowed.items()
-        if matches(plugin, glob)
-        for module in names
-    }
+    """Name each module that is neither vetted nor approved for this plugin, or lies nowhere."""
+    approved, folder = approved_modules(plugin, modules, policy), package_folder(plugin, policy)
     for number, module in enumerate(modules):
-        if module not in allowed:
-            yield f"$.modules[{number}]", Denied(
+        where = f"$.modules[{number}]"
+        if module in VETTED_MODULES or module in FREE_MODULES:
+            continue
+        if module not in approved:
+            yield where, Denied(
                 RefusalCode.MODULE_NOT_ALLOWED, module, "a vetted or approved module",
                 f'[modules.allowed] "{plugin}" = ["{module}"]',
             )
+        elif folder is None and not is_standard(module):
+            yield where, Denied(
+                RefusalCode.MODULE_NOT_ALLOWED, module, "a module in a folder of packages",
+                f'[modules.packages."{plugin}"] folder = "/FOLDER", lock_sha256 = "SHA256"',
+            )
+
+
+def approved_modules(
+    plugin: str, modules: Collection[str], policy: Policy
+) -> tuple[str, ...]:
+    """Give those of a manifest's modules that an operator approved for the plugin, in order."""
+    allowed = {
+        name
+        for glob, names in policy.modules.allowed.items()
+        if matches(plugin, glob)
+        for name in names
+    }
+    return tuple(module for module in modules if covers(allowed, module))
+
+
+def package_folder(plugin: str, policy: Policy) -> PackageFolder | None:
+    """Give the folder of a plugin's approved packages: that of the longest glob which fits it."""
+    fits = [glob for glob in policy.modules.packages if matches(plugin, glob)]
+    # Of globs of one length the last in order, so that there is one answer.
+    return policy.modules.packages[max(fits, key=lambda glob: (len(glob), glob))] if fits else None

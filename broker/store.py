@@ -1,8 +1,9 @@
-"""What an operator hands to plugins from this machine: folders with a name, and artifacts.
+"""What an operator hands to plugins from this machine: named folders, artifacts and packages.
 
-Rules this file keeps: no named root holds or lies in a folder of the gateway's own, so that no
+Rules this file keeps: no named folder holds or lies in a folder of the gateway's own, so that no
 grant can reach a key, the ledger or another plugin's bundle; an artifact is one regular file of the
-store, named by its id, and its reference is made from the bytes that are there now.
+store, named by its id, and its reference is made from the bytes that are there now; a lock is made
+of every file of its folder, and of regular files only.
 
 It leaves to the policy which root a plugin may read, and opening for a call to the worker, which
 checks size and digest again. Source: specification section 9 (`BinaryRefPayload`).
@@ -13,37 +14,42 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 
 from broker.configured import HomeRefused
 from schemas.names import ArtifactId
+from schemas.packages import LOCK_FILE, PackageFolder, write_lock
 from schemas.payloads import BinaryRefPayload, MediaType
+from schemas.policy import Policy
 from schemas.refusals import RefusalCode
 
 _CHUNK_BYTES = 1 << 20
 
 
-def check_roots(roots: Mapping[str, str], own_folders: Iterable[str]) -> None:
-    """Hold the named roots of a policy apart from the gateway's own folders.
+def check_folders(policy: Policy, own_folders: Iterable[str]) -> None:
+    """Hold the folders that a policy names apart from the gateway's own.
 
     Args:
-        roots: `[roots]` of policy.toml. A folder that is missing is no mistake here: it costs the
-            plugins that need it, not the gateway.
+        policy: named roots and folders of packages. One that is missing is no mistake here: it
+            costs the plugins that need it, not the gateway.
         own_folders: home, anchor and run directory.
 
     Raises:
-        HomeRefused: `config_invalid`; a root holds one of them or lies in one.
+        HomeRefused: `config_invalid`; a folder holds one of them or lies in one.
     """
+    named = {f"roots.{name}": folder for name, folder in policy.roots.items()}
+    for glob, packages in policy.modules.packages.items():
+        named[f"modules.packages.{glob}"] = packages.folder
     own = [os.path.realpath(folder) for folder in own_folders]
-    for name, folder in roots.items():
+    for name, folder in named.items():
         real = os.path.realpath(folder)
         for other in own:
             if os.path.commonpath([real, other]) in (real, other):
                 raise HomeRefused(
                     RefusalCode.CONFIG_INVALID,
-                    f"policy.toml: $.roots.{name}: {folder} and the gateway's own {other} lie in "
+                    f"policy.toml: $.{name}: {folder} and the gateway's own {other} lie in "
                     "one another; name a folder apart from it",
                 )
 
@@ -74,3 +80,46 @@ def artifact_reference(
             digest.update(chunk)
             size += len(chunk)
     return BinaryRefPayload(artifact_id, digest.hexdigest(), size, media_type)
+
+
+def lock_packages(folder: str) -> tuple[PackageFolder, tuple[str, ...]]:
+    """Write the lock of a folder of packages, of the files that lie in it now.
+
+    Args:
+        folder: where third-party modules were installed, for instance by `pip install --target`.
+
+    Returns:
+        What policy.toml names to approve it, and the modules that can be imported from it.
+
+    Raises:
+        ValueError: it holds something else than files and folders, or a name that a lock cannot
+            hold.
+        OSError: it cannot be read or written.
+    """
+    files: dict[str, str] = {}
+    for directory, folders, names in os.walk(folder, onerror=_raise):
+        for name in (*folders, *names):
+            path = os.path.join(directory, name)
+            mode = os.lstat(path).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise ValueError(f"{path} is neither a file nor a folder")
+        for name in names:
+            path = os.path.join(directory, name)
+            inside = os.path.relpath(path, folder)
+            if inside != LOCK_FILE:
+                with open(path, "rb") as file:
+                    files[inside] = hashlib.file_digest(file, "sha256").hexdigest()
+    data = write_lock(files)
+    unfinished = os.path.join(folder, f"{LOCK_FILE}.{os.getpid()}")
+    with open(unfinished, "xb") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(data)
+    os.replace(unfinished, os.path.join(folder, LOCK_FILE))
+    tops = {path.removesuffix("/__init__.py").removesuffix(".py") for path in files
+            if path.count("/") <= path.endswith("/__init__.py") and path.endswith(".py")}
+    approved = PackageFolder(os.path.abspath(folder), hashlib.sha256(data).hexdigest())
+    return approved, tuple(sorted(name for name in tops if name.isidentifier()))
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -13,7 +13,7 @@ Source: specification INV-PNP-05, INV-PNP-10; docs/ARCHITECTURE.md, section "Wor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 from broker.effects import Kill, Spawn
 from broker.orchestrator.calls import Call
@@ -34,6 +34,14 @@ from schemas.witness import escaped, failed_probes
 
 LANDLOCK_ABI_MIN = 6
 _NO_CAPABILITIES = "0" * 16
+
+_NEVER_BEGAN: Final[dict[str, RefusalCode]] = {
+    "sandbox_unavailable": RefusalCode.SANDBOX_UNAVAILABLE,
+    "plugin_load_failed": RefusalCode.PLUGIN_LOAD_FAILED,
+    "packages_changed": RefusalCode.PACKAGES_CHANGED,
+    "launch_refused": RefusalCode.WORKER_START_FAILED,
+}
+"""What a worker says that never could begin, and the code its waiting calls end with."""
 
 LostCall = Callable[[Call, RefusalCode, str], None]
 
@@ -247,12 +255,9 @@ class Supervision:
 
     def bye(self, worker: Worker, message: Bye) -> bool:
         """A worker leaves in order; False when it still owes answers."""
-        if message.reason in ("sandbox_unavailable", "plugin_load_failed", "launch_refused"):
+        if message.reason in _NEVER_BEGAN:
             worker.exit_detail = f"{message.reason}: {message.detail}"[:1024]
-            code = {
-                "sandbox_unavailable": RefusalCode.SANDBOX_UNAVAILABLE,
-                "plugin_load_failed": RefusalCode.PLUGIN_LOAD_FAILED,
-            }.get(message.reason, RefusalCode.WORKER_START_FAILED)
+            code = _NEVER_BEGAN[message.reason]
             pool = self._state.fleet.pool(worker.plugin, worker.version)
             self.gone(worker, "bye", message.reason)
             self.refuse_queue(pool, code, message.detail)

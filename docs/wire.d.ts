@@ -127,6 +127,7 @@ export type RefusalCode =
   | "cannot_answer"
   | "plugin_crashed"
   | "plugin_load_failed"
+  | "packages_changed"
   | "system_call_forbidden"
   | "cpu_limit_exceeded"
   | "wall_limit_exceeded"
@@ -787,7 +788,7 @@ export interface Pong {
 /** The worker has nothing in flight and ends, or never could begin; `detail` is our own text. */
 export interface Bye {
   readonly type: "bye";
-  readonly reason?: "drained" | "launch_refused" | "plugin_load_failed" | "recycle_calls" | "recycle_killed" | "recycle_minutes" | "sandbox_unavailable";
+  readonly reason?: "drained" | "launch_refused" | "packages_changed" | "plugin_load_failed" | "recycle_calls" | "recycle_killed" | "recycle_minutes" | "sandbox_unavailable";
   readonly detail?: ShortText;
 }
 

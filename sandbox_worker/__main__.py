@@ -25,6 +25,7 @@ from sandbox_worker.bundle import Bundle, LaunchRefusedError, read_bundle
 from sandbox_worker.forker import Exit, Forker
 from sandbox_worker.jail.linux import SandboxUnavailable
 from sandbox_worker.link import Link
+from sandbox_worker.packages import PackagesChangedError
 from sandbox_worker.probes import PROBES
 from sandbox_worker.replies import Probed
 from sandbox_worker.supervisor import Slot, Supervisor, WorkerEndedError, monotonic
@@ -97,6 +98,8 @@ def _refuse(launch: LaunchDocument, error: SandboxUnavailable | LaunchRefusedErr
     detail = "".join(letter if " " <= letter <= "~" else "?" for letter in str(error))[:1024]
     if isinstance(error, SandboxUnavailable):
         link.send(Bye(reason="sandbox_unavailable", detail=detail))
+    elif isinstance(error, PackagesChangedError):
+        link.send(Bye(reason="packages_changed", detail=detail))
     else:
         link.send(Bye(reason="plugin_load_failed", detail=detail))
     link.close()

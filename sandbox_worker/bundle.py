@@ -12,6 +12,7 @@ import base64
 import hashlib
 import io
 import zipfile
+from collections.abc import Collection
 
 import msgspec
 
@@ -23,7 +24,7 @@ from schemas.manifest import (
     Envelope,
     PluginManifest,
 )
-from schemas.modules import FREE_MODULES, VETTED_MODULES
+from schemas.modules import FREE_MODULES, VETTED_MODULES, is_standard
 
 COMPANIONS: dict[str, tuple[str, ...]] = {"datetime": ("_strptime",)}
 """What a vetted module imports late, when there is no file system any more."""
@@ -81,14 +82,27 @@ def _read_archive(archive: zipfile.ZipFile, launch: LaunchDocument) -> Bundle:
     return Bundle(manifest, source.decode("utf-8-sig"), resources)
 
 
-def modules_to_load(manifest: PluginManifest) -> list[str]:
+def modules_to_load(
+    manifest: PluginManifest, approved: Collection[str]
+) -> tuple[list[str], list[str]]:
     """What the zygote imports for this plugin, companions first.
 
+    Args:
+        manifest: the plugin's.
+        approved: modules beyond the vetted ones that an operator approved.
+
+    Returns:
+        Modules of the standard library, and modules that lie in a folder of packages.
+
     Raises:
-        LaunchRefusedError: the manifest names a module that is not vetted.
+        LaunchRefusedError: the manifest names a module that is neither vetted nor approved.
     """
     wanted = [name for name in manifest.modules if name not in FREE_MODULES]
     for name in wanted:
-        if name not in VETTED_MODULES:
+        if name not in VETTED_MODULES and name not in approved:
             raise LaunchRefusedError(f"module {name} is not one a plugin may load")
-    return [companion for name in wanted for companion in (*COMPANIONS.get(name, ()), name)]
+    packaged = [name for name in wanted if name not in VETTED_MODULES and not is_standard(name)]
+    standard = [name for name in wanted if name not in packaged]
+    return [
+        companion for name in standard for companion in (*COMPANIONS.get(name, ()), name)
+    ], packaged

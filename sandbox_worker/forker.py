@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sandbox_worker import zygote
+from sandbox_worker import packages, zygote
 from sandbox_worker.bundle import Bundle, LaunchRefusedError, modules_to_load
 from sandbox_worker.call import JAIL_FAILED
 from sandbox_worker.jail import policy
@@ -143,13 +143,16 @@ def start(launch: LaunchDocument, bundle: Bundle) -> Forker:
     base = policy.base_filter()
     clock, random = _granted(launch.grants)
     strict = policy.call_filter(clock=clock, random=random)
+    standard, others = modules_to_load(bundle.manifest, launch.modules)
+    packaged = _packaged(launch, others) if others else None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     setup: zygote.Setup = {
         "control": theirs.fileno(),
         "supervisor": os.getpid(),
         "source": bundle.source,
-        "modules": modules_to_load(bundle.manifest),
+        "modules": standard,
+        "packaged": packaged,
         "resources": bundle.resources,
         "clock": clock,
         "random": random,
@@ -171,7 +174,7 @@ def start(launch: LaunchDocument, bundle: Bundle) -> Forker:
         stub.stdin.write(marshal.dumps(dict(setup)))
     forker = Forker(ours, 0, stub)
     try:
-        facts = _await_jailed(forker, deadline)
+        facts = _await_jailed(forker, deadline, packaged)
         forker.attestation = _attest(forker, facts, base, strict)
         _await_loaded(forker, deadline)
         _rehearse(forker, SOFT_PROBES if not (clock or random) else _held(clock, random), deadline)
@@ -179,6 +182,19 @@ def start(launch: LaunchDocument, bundle: Bundle) -> Forker:
         forker.close()
         raise
     return forker
+
+
+def _packaged(launch: LaunchDocument, modules: list[str]) -> zygote.Packaged:
+    """Compare the folder of approved packages with its lock, for the zygote to import from."""
+    if launch.packages is None:
+        raise packages.PackagesChangedError(f"packages: policy names no folder for {modules[0]}")
+    found = packages.compare(launch.packages)
+    return {
+        "folder": found.folder,
+        "inode": (found.device, found.inode),
+        "libraries": found.libraries,
+        "modules": modules,
+    }
 
 
 def _granted(grants: tuple[CapabilityName, ...]) -> tuple[bool, bool]:
@@ -199,6 +215,7 @@ def _environment(bundle: Bundle) -> dict[str, str]:
     return {
         "LC_ALL": "C.UTF-8",
         "LD_BIND_NOW": "1",
+        "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": str(seed),
@@ -232,9 +249,15 @@ def _receive(forker: Forker, deadline: float) -> tuple[bytes, int]:
     return message, pid
 
 
-def _await_jailed(forker: Forker, deadline: float) -> tuple[int, ...]:
+def _await_jailed(
+    forker: Forker, deadline: float, packaged: zygote.Packaged | None
+) -> tuple[int, ...]:
     """Landlock ABI and namespace ids, once the zygote says its jail is closed."""
     message, pid = _receive(forker, deadline)
+    if message[:1] == zygote.LOAD_FAILED:
+        raise LaunchRefusedError(message[1:].decode())
+    if not message and packaged is not None:
+        raise LaunchRefusedError("the zygote ended while it imported approved packages")
     if message[:1] != zygote.JAILED:
         raise SandboxUnavailable("zygote", 0, "It ended before its jail was closed.")
     forker.pid = pid

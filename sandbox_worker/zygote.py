@@ -18,13 +18,12 @@ import array
 import gc
 import marshal
 import os
-import posix
 import resource
 import select
 import struct
 import sys
 
-from sandbox_worker import call, denials, method
+from sandbox_worker import call, denials, method, modules
 from sandbox_worker.jail import (
     clock,
     identity,
@@ -45,7 +44,17 @@ if TYPE_CHECKING:
     from types import CodeType
     from typing import Literal, NoReturn, TypedDict
 
+    from sandbox_worker.jail.first import FirstJail
+
     Namespace = Literal["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
+
+    class Packaged(TypedDict):
+        """Approved packages: a folder that was compared, and the modules to import from it."""
+
+        folder: str
+        inode: tuple[int, int]
+        libraries: list[str]
+        modules: list[str]
 
     class Setup(TypedDict):
         """The setup document, marshalled by the supervisor."""
@@ -54,6 +63,7 @@ if TYPE_CHECKING:
         supervisor: int
         source: str
         modules: list[str]
+        packaged: Packaged | None
         resources: dict[str, bytes]
         clock: bool
         random: bool
@@ -93,16 +103,27 @@ def main() -> NoReturn:
     for number in (0, 1):
         os.dup2(null, number)
     control = _socket.socket(fileno=setup["control"])
+    packaged, first = setup["packaged"], None
     try:
-        _preload(setup)
+        modules.load(setup["modules"])
+        if packaged is not None:
+            from sandbox_worker.jail.first import FirstJail, stand_in_library
+
+            stand_in_library()
+            for name in packaged["libraries"]:
+                linux.load_library(name)
         os.sched_setscheduler(0, _SCHED_BATCH, os.sched_param(0))
         identity.become_sandbox_user()
         namespaces.unshare_all()
         identity.die_with_parent(setup["supervisor"])
         pages = clock.time_pages()
+        if packaged is not None:
+            first = FirstJail(packaged["folder"], packaged["inode"])
         child = os.fork()
         if child == 0:
-            _inner(setup, control, pages)
+            _inner(setup, control, pages, first)
+        if first is not None:
+            first.take_away()
         _wait_outside(child, setup["base_filter"])
     except SandboxUnavailable as error:
         _refuse(control, error)
@@ -115,40 +136,6 @@ def _refuse(control: _socket.socket, error: SandboxUnavailable) -> NoReturn:
     finally:
         # The other of the two processes may have said so first, and the supervisor be gone.
         os._exit(1)
-
-
-def _preload(setup: Setup) -> None:
-    """Load what the plugin's manifest names, while there is still a file system."""
-    for name in setup["modules"]:
-        __import__(name)
-    if not setup["clock"]:
-        clock.refuse_clocks(denials.refuse_clock)
-    # The program that started this process needed its environment; a plugin's is empty. The
-    # second is the interpreter's own copy, and the paths would lead nowhere and name the machine.
-    os.environ.clear()
-    posix.environ.clear()
-    sys.path.clear()
-    sys.path_importer_cache.clear()
-    denials.prepare(random=setup["random"])
-
-
-def _silence() -> None:
-    """Nothing a plugin prints goes anywhere; our own errors of the start were for the worker."""
-    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
-        setattr(sys, name, _Discard())
-    for name in ("stdin", "__stdin__"):
-        setattr(sys, name, None)
-
-
-class _Discard:
-    """Where plugin output goes in production: nowhere."""
-
-    def write(self, text: str) -> int:
-        """Take the text and forget it."""
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held."""
 
 
 def _wait_outside(child: int, base_filter: bytes) -> NoReturn:
@@ -164,22 +151,34 @@ def _wait_outside(child: int, base_filter: bytes) -> NoReturn:
     os._exit(os.waitstatus_to_exitcode(status) & 0x7F)
 
 
-def _inner(setup: Setup, control: _socket.socket, pages: list[tuple[int, int]]) -> NoReturn:
+def _inner(
+    setup: Setup, control: _socket.socket, pages: list[tuple[int, int]], first: FirstJail | None
+) -> NoReturn:
     """The zygote proper: close the jail, compile the plugin, serve forks."""
+    packaged = setup["packaged"]
     try:
         identity.die_with_parent(0)
         namespaces.close_inner()
         spaces = [os.stat(f"/proc/self/ns/{name}").st_ino for name in NAMESPACES]
-        mounts.enter_empty_root()
+        if first is None:
+            mounts.enter_empty_root()
+        else:
+            first.enter()
         identity.drop_capabilities()
         identity.no_new_privileges()
         rlimits.limit_zygote()
         identity.hide()
         identity.disable_speculation()
+        if first is not None and packaged is not None:
+            first.restrict()
+            modules.load_packaged(packaged["modules"], first)
+        modules.forget_host(clock_granted=setup["clock"], random_granted=setup["random"])
         abi = landlock.abi()
         domain = landlock.ruleset(files=True)
         landlock.restrict(domain)
         landlock.expect_no_files()
+        if first is not None:
+            first.expect_left()
         control = _settle_descriptors(control, domain)
         if not setup["clock"]:
             clock.hide_time(pages)
@@ -188,8 +187,11 @@ def _inner(setup: Setup, control: _socket.socket, pages: list[tuple[int, int]]) 
         seccomp.expect_installed()
     except SandboxUnavailable as error:
         _refuse(control, error)
+    except modules.CannotLoadError as error:
+        os.write(control.fileno(), LOAD_FAILED + ascii(str(error)).encode())
+        os._exit(1)
     os.write(CONTROL, JAILED + struct.pack("=Q7Q", abi, *spaces))
-    _silence()
+    modules.silence()
     for name in _HIDDEN:
         if name not in setup["modules"]:
             sys.modules.pop(name, None)
@@ -256,7 +258,7 @@ def _compile(setup: Setup) -> method.Plugin:
         def reseed() -> None:
             seed(0)
 
-    heard = bool(setup["modules"]) or denials.worth_hearing(code)
+    heard = bool(setup["modules"] or setup["packaged"]) or denials.worth_hearing(code)
     return method.Plugin(code, setup["resources"], reseed, call.progress, heard=heard)
 
 

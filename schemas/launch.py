@@ -20,10 +20,12 @@ from schemas.names import (
     Count,
     Incarnation,
     Microseconds,
+    ModuleName,
     PluginId,
     Sha256,
     VersionText,
 )
+from schemas.packages import PackageFolder
 
 LAUNCH_BYTES_MAX: Final = 64 * 1024
 
@@ -39,7 +41,8 @@ class LaunchDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `endpoint` is the ipc address to connect to; `grants` are the effective capabilities;
     `expires_at_us` is wall time in microseconds, after which the document must not be used.
     `grant_values` are the value of a granted `env.read` and the folder of an `fs.read` or
-    `artifact.read`.
+    `artifact.read`. `modules` are those of the manifest that an operator approved, `packages` is
+    where they lie.
     """
 
     format: Literal["omega-launch/1"]
@@ -59,3 +62,5 @@ class LaunchDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     minutes_max: Annotated[int, Meta(ge=1, le=10_080)] = 60
     pool_size: Annotated[int, Meta(ge=1, le=64)] = 4
     artifact_bytes_max: Count = 64 * 1024 * 1024
+    modules: Annotated[tuple[ModuleName, ...], Meta(max_length=64)] = ()
+    packages: PackageFolder | None = None

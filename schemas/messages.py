@@ -674,7 +674,7 @@ class Bye(_Report, tag="bye", frozen=True, kw_only=True):
 
     reason: Literal[
         "drained", "recycle_calls", "recycle_minutes", "recycle_killed",
-        "sandbox_unavailable", "plugin_load_failed", "launch_refused",
+        "sandbox_unavailable", "plugin_load_failed", "packages_changed", "launch_refused",
     ] = "drained"
     detail: ShortText = ""
 

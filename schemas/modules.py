@@ -9,6 +9,8 @@ useful; without it the kernel refuses what they ask for.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Collection
 from typing import Final
 
 VETTED_MODULES: Final[frozenset[str]] = frozenset(
@@ -27,3 +29,14 @@ FREE_MODULES: Final[frozenset[str]] = frozenset(
     {"__future__", "builtins", "sandbox_worker.sdk", "sys"}
 )
 """Present in every call process; a manifest need not name them."""
+
+
+def covers(approved: Collection[str], module: str) -> bool:
+    """Say whether a module is approved: it, or a package that holds it."""
+    parts = module.split(".")
+    return any(".".join(parts[:count]) in approved for count in range(1, len(parts) + 1))
+
+
+def is_standard(module: str) -> bool:
+    """Say whether a module is of the standard library and so needs no folder of packages."""
+    return module.partition(".")[0] in sys.stdlib_module_names

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.names import CapabilityName, Count, EnvironmentName, ModuleName, Name
+from schemas.packages import PackageFolder
 
 PluginGlob = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9*?-]+$(?!\n)")]
 
@@ -59,10 +60,14 @@ class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModuleRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Modules beyond the vetted standard ones that plugins may import, by plugin glob."""
+    """Modules beyond the vetted standard ones that plugins may import, by plugin glob.
+
+    A name in `allowed` allows the modules within it too. `packages` is where those lie that are not
+    of the standard library; of several globs that fit, the longest counts.
+    """
 
     allowed: Annotated[dict[PluginGlob, tuple[ModuleName, ...]], Meta(max_length=256)] = {}
-    packages: Annotated[dict[PluginGlob, str], Meta(max_length=256)] = {}
+    packages: Annotated[dict[PluginGlob, PackageFolder], Meta(max_length=256)] = {}
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

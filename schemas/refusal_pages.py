@@ -383,6 +383,14 @@ PAGES: Final[dict[str, tuple[str, str, str, bool, Blame]]] = {
         False,
         "plugin",
     ),
+    "packages_changed": (
+        "The approved packages are not as they were approved",
+        "Before a worker loads anything from the folder that policy.toml names, it compares every "
+        "file with the lock that was approved.",
+        "An operator restores the folder, or approves it anew: `omega-gateway plugins lock`.",
+        False,
+        "operator",
+    ),
     "system_call_forbidden": (
         "The plugin made a system call that is never allowed",
         "The kernel ended the process at the call (SIGSYS).",

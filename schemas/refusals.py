@@ -75,6 +75,7 @@ class RefusalCode(enum.StrEnum):
     CANNOT_ANSWER = "cannot_answer"
     PLUGIN_CRASHED = "plugin_crashed"
     PLUGIN_LOAD_FAILED = "plugin_load_failed"
+    PACKAGES_CHANGED = "packages_changed"
     SYSTEM_CALL_FORBIDDEN = "system_call_forbidden"
     CPU_LIMIT_EXCEEDED = "cpu_limit_exceeded"
     WALL_LIMIT_EXCEEDED = "wall_limit_exceeded"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.cli.connect import admin_client, reading_client
-from broker.cli.ends import FAILURE, USAGE, CommandError
-from broker.cli.options import read_options
+from broker.cli.ends import FAILURE, INVALID, USAGE, CommandError
+from broker.cli.options import output_option, read_options
 from broker.cli.output import Table, show
 
 if TYPE_CHECKING:
@@ -172,6 +172,38 @@ def revoke(name: str, capability: str | None, reason: str) -> None:
         else:
             answer = client.revoke("grant", f"{plugin} {capability}", reason)
         _answer("omega.revoked/1", answer)
+
+
+@plugins.command("lock")
+@output_option
+@click.argument("plugin", metavar="ID")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+def lock(plugin: str, folder: str) -> None:
+    """Lock a folder of third-party modules, and print what approves it for a plugin.
+
+    Writes FOLDER/packages.lock, one SHA-256 for each file, and prints the lines for policy.toml.
+    A worker compares every file before it loads one: approve what you have looked at.
+    """
+    import json
+
+    from broker.cli.options import session
+    from broker.store import lock_packages
+
+    try:
+        approved, modules = lock_packages(folder)
+    except (OSError, ValueError) as error:
+        raise CommandError(INVALID, f"{folder}: {error}") from None
+    document = {"plugin": plugin, "folder": approved.folder, "lock_sha256": approved.lock_sha256,
+                "modules": modules}
+    if session().output != "table":
+        show("omega.packages/1", document)
+        return
+    # Strings and lists of JSON are also TOML's.
+    click.echo(
+        f"[modules.allowed]\n{json.dumps(plugin)} = {json.dumps(modules)}\n\n"
+        f"[modules.packages.{json.dumps(plugin)}]\n"
+        f"folder = {json.dumps(approved.folder)}\nlock_sha256 = {json.dumps(approved.lock_sha256)}"
+    )
 
 
 def _highest(found: messages.Plugin) -> str:

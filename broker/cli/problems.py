@@ -54,8 +54,8 @@ _EXITS: Final[dict[int, str]] = {
         bundle_malformed bundle_too_large bundle_files_mismatch manifest_invalid
         schema_not_admitted api_version_incompatible version_not_raised already_registered
         capability_not_granted capability_refused limit_not_allowed module_not_allowed
-        conformance_required sandbox_unavailable machine_unsupported config_invalid home_invalid
-        key_unreadable socket_in_use""",
+        packages_changed conformance_required sandbox_unavailable machine_unsupported
+        config_invalid home_invalid key_unreadable socket_in_use""",
     TRUST: """
         signature_invalid signature_threshold domain_mismatch publisher_unknown
         publisher_not_allowed trust_invalid trust_version_not_raised""",

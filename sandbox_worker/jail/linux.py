@@ -36,6 +36,9 @@ SECCOMP = 317
 GETRANDOM = 318
 DUP3 = 292
 CLOSE_RANGE = 436
+OPEN_TREE = 428
+MOVE_MOUNT = 429
+MOUNT_SETATTR = 442
 LANDLOCK_CREATE_RULESET = 444
 LANDLOCK_ADD_RULE = 445
 LANDLOCK_RESTRICT_SELF = 446
@@ -140,6 +143,11 @@ def call(number: int, *arguments: int | Memory) -> int:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))
     return result
+
+
+def load_library(name: str) -> None:
+    """Load a library of the system for good. Raises OSError where there is none."""
+    ctypes.CDLL(name)
 
 
 def prctl(option: int, value: int = 0, other: int = 0) -> int:

@@ -28,19 +28,35 @@ _LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 def enter_empty_root() -> None:
     """Replace the whole file system by an empty read-only directory."""
-    here, root = _text("."), _text("/")
+    cover_root(folders=0)
+    swap_root()
+    close_root()
+
+
+def cover_root(*, folders: int) -> None:
+    """Make the new root, with room for some folders, and stand in it; cut off the old."""
+    root = _text("/")
     require("mount namespace", _HINT, linux.MOUNT, 0, root, 0, MS_REC | MS_PRIVATE, 0)
     # /proc is the one directory that is certain to exist: the earlier steps needed it.
     place, kind = _text("/proc"), _text("tmpfs")
-    options = _text("size=4k,nr_inodes=1,mode=0555")
+    options = _text(f"size=4k,nr_inodes={1 + folders},mode=0555")
     require("mount namespace", _HINT, linux.MOUNT, kind, place, kind, _LOCKED, options)
     os.chdir("/proc")
+
+
+def swap_root() -> None:
+    """Put the folder stood in into the place of the root, and detach the old root."""
+    here = _text(".")
     require("pivot_root", _HINT, linux.PIVOT_ROOT, here, here)
     # The old root now lies over the new one at the same place; detaching uncovers the new one.
     require("pivot_root", _HINT, linux.UMOUNT2, here, MNT_DETACH)
     os.chdir("/")
+
+
+def close_root() -> None:
+    """Make the root read-only, and see that nothing is in it."""
     require(
-        "read-only root", _HINT, linux.MOUNT, 0, root, 0,
+        "read-only root", _HINT, linux.MOUNT, 0, _text("/"), 0,
         MS_REMOUNT | MS_BIND | MS_RDONLY | _LOCKED, 0,
     )  # fmt: skip
     expect("empty root", os.listdir("/") == [] == os.listdir(".."), _HINT)

@@ -248,6 +248,7 @@ def worker(
     grants: tuple[str, ...] = (),
     grant_values: dict[str, str] | None = None,
     pool_size: int = 2,
+    changes: dict[str, object] | None = None,
 ) -> Iterator[Worker]:
     """A ready worker for one plugin source, ended and reaped afterwards."""
     methods = methods or text_to_json()
@@ -257,7 +258,7 @@ def worker(
     )  # fmt: skip
     one = Worker(
         folder, bundle, limits=limits, grants=grants, grant_values=grant_values,
-        pool_size=pool_size,
+        pool_size=pool_size, changes=changes,
     )  # fmt: skip
     try:
         one.ready()

@@ -7,12 +7,14 @@ import pytest
 
 from broker.policy import (
     ALWAYS_REFUSED,
+    approved_modules,
     denied_limits,
     denied_modules,
     effective,
     grant_denied,
     grant_values,
     load_policy,
+    package_folder,
     policy_digest,
 )
 from broker.trust.errors import TrustRefused
@@ -171,9 +173,30 @@ def test_limits_above_the_policy_are_named():
 
 def test_modules_beyond_the_table_are_named():
     """Vetted, free and approved modules pass; others are named with the line to add."""
-    policy = load_policy(POLICY)
-    modules = ("re", "msgspec", "sys", "numpy", "socket")
-    assert [where for where, _ in denied_modules("word-count", modules, policy)] == ["$.modules[4]"]
+    folder = f'[modules.packages."word-*"]\nfolder = "/srv/x"\nlock_sha256 = "{"0" * 64}"\n'
+    policy = load_policy(POLICY + folder.encode())
+    modules = ("re", "msgspec", "sys", "numpy", "numpy.linalg", "socket")
+    assert [where for where, _ in denied_modules("word-count", modules, policy)] == ["$.modules[5]"]
     assert [where for where, _ in denied_modules("image-size", modules, policy)] == [
-        "$.modules[3]", "$.modules[4]"
+        "$.modules[3]", "$.modules[4]", "$.modules[5]"
     ]
+    assert approved_modules("word-count", modules, policy) == ("numpy", "numpy.linalg")
+
+
+def test_an_approved_module_needs_a_folder_unless_it_is_standard():
+    """A third-party module that lies nowhere is refused at registration, with the lines to add."""
+    policy = load_policy(POLICY.replace(b'["numpy"]', b'["numpy", "socket"]'))
+    (where, denied), = denied_modules("word-count", ("numpy", "socket"), policy)
+    assert (where, denied.code) == ("$.modules[0]", RefusalCode.MODULE_NOT_ALLOWED)
+    assert denied.line.startswith('[modules.packages."word-count"] folder = ')
+
+
+def test_the_longest_glob_names_the_folder():
+    """Of several folders that fit a plugin one counts; a plugin that none fits has none."""
+    policy = load_policy("".join(
+        f'[modules.packages."{glob}"]\nfolder = "/srv/{at}"\nlock_sha256 = "{"0" * 64}"\n'
+        for at, glob in enumerate(("*-count", "word-*", "word-count", "w*"))
+    ).encode())
+    folders = [package_folder(plugin, policy)
+               for plugin in ("word-count", "line-count", "word-list", "image-size")]
+    assert [folder and folder.folder for folder in folders] == ["/srv/2", "/srv/0", "/srv/1", None]
