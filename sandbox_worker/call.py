@@ -138,6 +138,11 @@ def progress(fraction: float, note: str) -> None:
     _send(pack(["progress", max(0, min(1000, int(fraction * 1000))), note]))
 
 
+def wrote(text: str) -> None:
+    """Tell the supervisor what the plugin prints."""
+    _send(pack(["wrote", text]))
+
+
 def _receive() -> bytes:
     """One length-prefixed message from the supervisor, which is trusted."""
     data = _read(JOB, _READ_BYTES)

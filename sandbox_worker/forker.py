@@ -154,6 +154,7 @@ def start(launch: LaunchDocument, bundle: Bundle) -> Forker:
         "modules": standard,
         "packaged": packaged,
         "resources": bundle.resources,
+        "development": bundle.manifest.domain == "development",
         "clock": clock,
         "random": random,
         "memory_mb": launch.limits.memory_mb,

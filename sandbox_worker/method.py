@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType
 
+    from sandbox_worker.printing import Printer
+
 MARSHAL_VERSION = 0
 """Without interning: a table of all names of the interpreter would be copied for a handful."""
 
@@ -66,9 +68,10 @@ class Plugin:
         context: what the method gets, but for what differs from call to call.
         reseed: makes `random` start anew, where entropy is not granted.
         heard: whether an audit hook notices what is denied.
+        printer: takes what the plugin prints, where anybody reads it.
     """
 
-    __slots__ = ("code", "context", "heard", "module", "reseed", "to_builtins")
+    __slots__ = ("code", "context", "heard", "module", "printer", "reseed", "to_builtins")
 
     def __init__(
         self,
@@ -77,13 +80,18 @@ class Plugin:
         reseed: Callable[[], object] | None,
         progress: Callable[[float, str], object] | None,
         *,
+        printer: Printer | None = None,
         heard: bool = False,
     ) -> None:
         """Hold code and resources, and make module and context."""
         self.code = code
         self.reseed = reseed
         self.heard = heard
-        self.context = Context(env=denials.NOTHING, resources=resources, progress=progress)
+        self.printer = printer
+        self.context = Context(
+            env=denials.NOTHING, resources=resources, progress=progress,
+            log=None if printer is None else printer.log,
+        )  # fmt: skip
         self.module = sys.modules[PLUGIN_MODULE] = _module(PLUGIN_MODULE)
         self.module.__dict__["__builtins__"] = builtins
         self.to_builtins: Callable[[object], object] | None = getattr(
@@ -134,7 +142,7 @@ def _run(
     except MemoryError:
         raise
     except BaseException as error:  # noqa: BLE001  Plugin code may raise anything.
-        return ["failed", "plugin_load_failed", _sentence(error)]
+        return _failed(plugin, "plugin_load_failed", error)
     try:
         result = function(context, _argument(function, payload, plugin.module.__dict__))
     except MemoryError:
@@ -144,13 +152,19 @@ def _run(
     except CannotAnswer as error:
         return ["failed", "cannot_answer", str(error)]
     except BaseException as error:  # noqa: BLE001  As above.
-        return ["failed", "plugin_error", _sentence(error)]
+        return _failed(plugin, "plugin_error", error)
     try:
         return _result(result, output_kind, plugin)
     except MemoryError:
         raise
     except BaseException as error:  # noqa: BLE001  A plugin's object may raise while it is read.
-        return ["failed", "output_invalid", _sentence(error)]
+        return _failed(plugin, "output_invalid", error)
+
+
+def _failed(plugin: Plugin, code: str, error: BaseException) -> list[object]:
+    if plugin.printer is not None:
+        plugin.printer.show(error)
+    return ["failed", code, _sentence(error)]
 
 
 def _method(plugin: Plugin, name: str) -> Callable[[Context, object], object]:

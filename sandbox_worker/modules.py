@@ -17,17 +17,22 @@ from sandbox_worker.jail import clock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     # Never true when running: the zygote stays lean.
+    from collections.abc import Callable
+
     from sandbox_worker.jail.first import FirstJail
+    from sandbox_worker.printing import Printer
 
 
 class CannotLoadError(Exception):
     """An approved package cannot be imported; the text says why."""
 
 
-def load(names: list[str]) -> None:
+def load(names: list[str], *, development: bool) -> None:
     """Load modules of the standard library and our own."""
     for name in names:
         __import__(name)
+    if development:
+        import sandbox_worker.printing  # noqa: F401  Found again when there are no files.
 
 
 def load_packaged(names: list[str], jail: FirstJail) -> None:
@@ -70,12 +75,19 @@ def forget_host(*, clock_granted: bool, random_granted: bool) -> None:
     denials.prepare(random=random_granted)
 
 
-def silence() -> None:
-    """Nothing a plugin prints goes anywhere; our own errors of the start were for the worker."""
+def settle_output(send: Callable[[str], object], *, development: bool) -> Printer | None:
+    """Let what a plugin prints go nowhere, or in a development domain to `send`.
+
+    Our own errors of the start, which stderr was for, were for the worker.
+    """
+    printer: Printer | None = None
+    if development:
+        printer = sys.modules["sandbox_worker.printing"].Printer(send)
     for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
-        setattr(sys, name, _Discard())
+        setattr(sys, name, printer or _Discard())
     for name in ("stdin", "__stdin__"):
         setattr(sys, name, None)
+    return printer
 
 
 class _Discard:

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from schemas.denials import DeniedClass
 from schemas.messages import FailureCode, Permille
+from schemas.names import Domain
 from schemas.payloads import JSONPayload, Payload, TextPayload
 
 PLUGIN_TEXT_BYTES_MAX = 1024
@@ -45,6 +46,12 @@ class Told(_Frame, frozen=True, tag="progress"):
     note: str
 
 
+class Written(_Frame, frozen=True, tag="wrote"):
+    """What the plugin prints, in a development domain."""
+
+    text: str
+
+
 class Answered(_Frame, frozen=True, tag="result"):
     """The method's output."""
 
@@ -62,7 +69,13 @@ class Failed(_Frame, frozen=True, tag="failed"):
     denied: DeniedClass | None = None
 
 
-Frame = Rehearsed | Probed | Told | Answered | Failed
+Frame = Rehearsed | Probed | Told | Written | Answered | Failed
+CALL_FRAMES: dict[Domain, tuple[type[Frame], ...]] = {
+    "production": (Answered, Failed, Told),
+    "development": (Answered, Failed, Told, Written),
+}
+"""What a call may send: only in a development domain is there anybody to print for."""
+
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
 
 

@@ -29,15 +29,18 @@ from sandbox_worker.call import JAIL_FAILED
 from sandbox_worker.forker import Exit, Forker, ForkFailure
 from sandbox_worker.method import MARSHAL_VERSION
 from sandbox_worker.replies import (
+    CALL_FRAMES,
     Answered,
     Failed,
     Inbox,
     Probed,
     ReplyError,
     Told,
+    Written,
     output_bytes,
     printable,
 )
+from sandbox_worker.terminal import Terminal
 from sandbox_worker.verdicts import Verdict, exit_code, fault, verdict
 from sandbox_worker.zygote import FORKS_MAX
 from schemas.launch import LaunchDocument
@@ -141,6 +144,8 @@ class Supervisor:
             if name.startswith(prefix) and name in launch.grants
         }
         self._send = send
+        self._frames = CALL_FRAMES[bundle.manifest.domain]
+        self._terminal = Terminal(bundle.manifest.id)
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._next_number = _FIRST_NUMBER
         self._slots: dict[int, Slot] = {}
@@ -332,11 +337,14 @@ class Supervisor:
 
     def _hear(self, slot: Slot, frame: object, now: float) -> bool:
         """Take one frame: progress goes on, an end is kept. Whether there is an end."""
-        expected = Probed if isinstance(slot.order, Probe) else (Answered, Failed, Told)
+        expected = Probed if isinstance(slot.order, Probe) else self._frames
         if slot.reply is not None:
             return True
         if not isinstance(frame, expected):
             raise ReplyError("output_invalid")
+        if isinstance(frame, Written):
+            self._terminal.take(slot.number, frame.text)
+            return False
         if isinstance(frame, Told):
             if now - slot.told_at >= PROGRESS_S and isinstance(slot.order, Run):
                 slot.told_at = now
@@ -411,6 +419,7 @@ class Supervisor:
                 self._unforked.append((order, slot.probes))
             return
         assert order is not None
+        self._terminal.end(slot.number)
         del self._by_call[order.call]
         if isinstance(ending, ForkFailure):
             self._send(CallFailure(call=order.call, code="call_process_failed"))

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from typing import Literal, NoReturn, TypedDict
 
     from sandbox_worker.jail.first import FirstJail
+    from sandbox_worker.printing import Printer
 
     Namespace = Literal["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
 
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
         modules: list[str]
         packaged: Packaged | None
         resources: dict[str, bytes]
+        development: bool
         clock: bool
         random: bool
         memory_mb: int
@@ -105,7 +107,7 @@ def main() -> NoReturn:
     control = _socket.socket(fileno=setup["control"])
     packaged, first = setup["packaged"], None
     try:
-        modules.load(setup["modules"])
+        modules.load(setup["modules"], development=setup["development"])
         if packaged is not None:
             from sandbox_worker.jail.first import FirstJail, stand_in_library
 
@@ -191,12 +193,12 @@ def _inner(
         os.write(control.fileno(), LOAD_FAILED + ascii(str(error)).encode())
         os._exit(1)
     os.write(CONTROL, JAILED + struct.pack("=Q7Q", abi, *spaces))
-    modules.silence()
+    printer = modules.settle_output(call.wrote, development=setup["development"])
     for name in _HIDDEN:
         if name not in setup["modules"]:
             sys.modules.pop(name, None)
     call.warm_up()
-    plugin = _compile(setup)
+    plugin = _compile(setup, printer)
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS)
@@ -239,7 +241,7 @@ def _prepare(setup: Setup) -> call.Jail:
     )
 
 
-def _compile(setup: Setup) -> method.Plugin:
+def _compile(setup: Setup, printer: Printer | None) -> method.Plugin:
     """Compile the source in the closed jail: the compiler is the first thing it could attack."""
     try:
         # From text: the parser of a byte string would look codecs up by the source's own word.
@@ -259,7 +261,9 @@ def _compile(setup: Setup) -> method.Plugin:
             seed(0)
 
     heard = bool(setup["modules"] or setup["packaged"]) or denials.worth_hearing(code)
-    return method.Plugin(code, setup["resources"], reseed, call.progress, heard=heard)
+    return method.Plugin(
+        code, setup["resources"], reseed, call.progress, printer=printer, heard=heard
+    )
 
 
 def _serve(control: _socket.socket, jail: call.Jail, plugin: method.Plugin) -> NoReturn:

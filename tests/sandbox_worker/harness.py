@@ -43,6 +43,7 @@ from schemas.messages import (
     Run,
     ToWorker,
 )
+from schemas.names import Domain
 from schemas.payloads import JSONPayload, Payload, TextPayload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +63,7 @@ def make_bundle(
     modules: tuple[str, ...] = (),
     resources: dict[str, bytes] | None = None,
     grants: tuple[str, ...] = (),
+    domain: Domain = "development",
 ) -> Path:
     """Write a bundle as packing does. The signature is nobody's: the worker does not check it."""
     files = {"plugin.py": source.encode(), **(resources or {})}
@@ -70,7 +72,7 @@ def make_bundle(
         id="plugin-under-test",
         version="1.0.0",
         api_version="1.0.0",
-        domain="development",
+        domain=domain,
         publisher="tests",
         description="",
         entry="plugin.py",
@@ -124,6 +126,7 @@ class Worker:
         grant_values: dict[str, str] | None = None,
         pool_size: int = 2,
         changes: dict[str, object] | None = None,
+        stderr: int | None = None,
     ) -> None:
         """Start it; `changes` replaces fields of the launch document."""
         self._context = zmq.Context()
@@ -161,6 +164,7 @@ class Worker:
             ],
             pass_fds=(launch_read, life_read),
             cwd=ROOT,
+            stderr=stderr,
             env={"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
                  "PYTHONDONTWRITEBYTECODE": "1"},
         )  # fmt: skip
