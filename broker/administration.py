@@ -36,6 +36,7 @@ from schemas.events import (
 from schemas.events import Revoke as RevokeEvent
 from schemas.manifest import PluginManifest
 from schemas.messages import (
+    BreakerEntry,
     Disabled,
     DisablePlugin,
     Enabled,
@@ -438,6 +439,13 @@ class Administration:
             trust_version=state.trust.version,
             policy_sha256=state.policy_sha256,
             degraded=tuple(sorted(state.degraded)),
+            breakers=tuple(
+                BreakerEntry(plugin=plugin, method=method,
+                             state="open" if breaker.state == "open" else "half_open",
+                             retry_after_ms=state.breakers.retry_after_ms(
+                                 (plugin, method), breaker.version, state.now))
+                for (plugin, method), breaker in state.breakers.not_closed()
+            ),
         ))
 
 

@@ -42,6 +42,19 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_window_ms: Positive = 86_400_000
     bad_frames_per_s_max: Positive = 20
     workers_max: Positive = 64
+    queue_max: Positive = 256
+    progress_per_s_max: Annotated[int, Meta(ge=1, le=1000)] = 20
+
+
+class BreakerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a method that fails is given a rest: after so many failures in a row, or in a window."""
+
+    consecutive_max: Annotated[int, Meta(ge=1, le=1000)] = 5
+    window_calls: Annotated[int, Meta(ge=2, le=1000)] = 50
+    failure_permille_max: Annotated[int, Meta(ge=1, le=1000)] = 500
+    rest_ms: Positive = 5_000
+    rest_ms_max: Positive = 300_000
+    probes_max: Annotated[int, Meta(ge=1, le=16)] = 2
 
 
 class TimesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +72,8 @@ class TimesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recycle_interval_ms: Positive = 10_000
     recycle_spacing_ms: Positive = 1_000
     witness_ms: Annotated[int, Meta(ge=100, le=60_000)] = 5_000
+    presence_ms: Positive = 5_000
+    presence_grace_ms: Positive = 15_000
     backoff_ms_min: Positive = 100
     backoff_ms_max: Positive = 30_000
 
@@ -98,5 +113,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: LimitsConfig = LimitsConfig()
     times: TimesConfig = TimesConfig()
     workers: WorkersConfig = WorkersConfig()
+    breaker: BreakerConfig = BreakerConfig()
     ledger: LedgerConfig = LedgerConfig()
     log: LogConfig = LogConfig()

@@ -145,6 +145,9 @@ class Core:
             kind, key = due
             if kind == "call":
                 self._invocations.deadline(key)
+            elif kind == "presence":
+                if not self._invocations.presence_due(key):
+                    self._pipelines.presence_due(key)
             elif kind == "pipeline":
                 self._pipelines.due(key)
             elif kind == "backoff":
@@ -371,6 +374,14 @@ class Core:
         if worker is not None:
             self._workers.gone(worker, "exit", "exit", status=status, signal=signal)
         return self.state.take()
+
+    def client_gone(self, request_id: str | None, now: int) -> list[Effect]:
+        """A sign of life could not be delivered: from now on its client is taken to be gone."""
+        state = self._at(now)
+        open_one = state.calls.get(request_id or "") or state.pipelines.get(request_id or "")
+        if open_one is not None and open_one.client_gone_us is None:
+            open_one.client_gone_us = now
+        return state.take()
 
     def spawn_failed(self, incarnation: str, reason: str, now: int) -> list[Effect]:
         """A worker's process could not be made."""

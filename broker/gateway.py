@@ -67,6 +67,7 @@ from schemas.refusals import RefusalCode
 
 TURN_MS_MAX: Final = 1_000
 LAUNCH_VALID_US: Final = 60_000_000
+KEEP_ALIVE: Final = "keep_alive"
 SETTLE_MS: Final = 250
 """How long the second of a worker's two ends, connection and process, is waited for."""
 
@@ -374,6 +375,8 @@ class Gateway:
             reason="full" if outcome == "full" else "gone",
             request_id=event.request_id, call=event.call,
         ))
+        if event.type == KEEP_ALIVE and outcome == "gone":
+            self.perform(self._core.client_gone(event.request_id, self._clock.tick()))
         if isinstance(to, str) and outcome == "full":
             self.perform(self._core.worker_exited(to, None, None, self._clock.tick()))
 

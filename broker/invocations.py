@@ -29,6 +29,7 @@ from broker.orchestrator.calls import (
     payload_bytes,
 )
 from broker.orchestrator.fleet import Pool
+from broker.orchestrator.gate import Gate
 from broker.state import State, refusal
 from broker.trust.versions import version_request_matches
 from schemas.codec import printable
@@ -43,6 +44,7 @@ from schemas.messages import (
     Cancelled,
     Invoke,
     InvokePipeline,
+    KeepAlive,
     Progress,
     Result,
     Run,
@@ -78,6 +80,7 @@ class Invocations:
         """Share the core's memory."""
         self._state = state
         self._start = start
+        self._gate = Gate(state)
         self._step_ended = step_ended
         self._key_of_end: dict[str, str] = {}
 
@@ -127,10 +130,16 @@ class Invocations:
         misfit = input_misfit(request.payload, declared, loaded)
         if misfit is not None:
             return misfit
-        plain = preimage(request.payload)
         timeout_ms = min(
             request.timeout_ms, declared.timeout_ms, state.policy.limits.timeout_ms_max
         )
+        pool = state.fleet.pool(request.plugin, version)
+        misfit = self._gate.misfit(
+            origin, pool, request.method, timeout_ms, loaded.manifest.limits.concurrency
+        )
+        if misfit is not None:
+            return misfit
+        plain = preimage(request.payload)
         call = Call(
             number=state.next_call, request_id=request.request_id, origin=origin,
             known_size=request.known_size, plugin=request.plugin, version=version,
@@ -156,7 +165,10 @@ class Invocations:
             )
         )
         state.later(call.deadline_us, "call", call.request_id)
-        pool = state.fleet.pool(call.plugin, version)
+        self._gate.began(call)
+        if request.keep_alive:
+            state.later(state.now + state.config.times.presence_ms * 1000, "presence",
+                        call.request_id)
         pool.queue.append(call)
         self.dispatch(pool)
         if pool.queue:
@@ -173,6 +185,12 @@ class Invocations:
                 RefusalCode.IN_FLIGHT_LIMIT, f"{len(state.calls)} calls are in flight"
             )
         return None
+
+    def crowded(self, plugin: str) -> bool:
+        """Say whether one more call of a plugin has to wait for a place."""
+        state = self._state
+        full = len(state.calls) >= state.config.limits.in_flight_max
+        return full or self._gate.crowded(plugin)
 
     def callable(
         self, plugin: str, wanted: str | None, method: str
@@ -213,7 +231,7 @@ class Invocations:
         """Refuse an invocation or a pipeline: an event, and the reply that points at it."""
         state = self._state
         invoke = request if isinstance(request, Invoke) else None
-        retry_after_ms = None
+        retry_after_ms = misfit.retry_after_ms
         if misfit.code in (RefusalCode.IN_FLIGHT_LIMIT, RefusalCode.DRAINING):
             retry_after_ms = state.config.times.backoff_ms_min
         if misfit.code is RefusalCode.WORKER_CRASH_LOOP:
@@ -243,6 +261,7 @@ class Invocations:
                 self.finish(call, "deadline", "deadline", _TOO_LATE)
                 continue
             call.state = CALL[call.state, "dispatch"]
+            self._gate.dispatched(call)
             call.incarnation = worker.incarnation
             worker.step("run")
             worker.calls[call.number] = call
@@ -264,6 +283,7 @@ class Invocations:
             return False
         state = self._state
         message, usage = ending.plugin_message, ending.usage
+        self._gate.left(call, ending.code, usage, queued=reached == "queued")
         state.append(
             InvokeEnd(
                 request_id=call.request_id, outcome=outcome, reached=reached, code=ending.code,
@@ -312,9 +332,29 @@ class Invocations:
         return True
 
     def lost(self, call: Call, code: RefusalCode, sentence: str) -> None:
-        """End a call that no worker can answer any more."""
+        """End a call that no worker can answer any more, or try an idempotent one once more."""
+        if code is RefusalCode.WORKER_LOST and self._tried_again(call):
+            return
         outcome: Outcome = "lost" if code is RefusalCode.WORKER_LOST else "refused"
         self.finish(call, "worker_lost", outcome, Ending(code, sentence))
+
+    def _tried_again(self, call: Call) -> bool:
+        """Put a call back in front of its queue; once, and where the manifest says idempotent."""
+        state = self._state
+        after = CALL.get((call.state, "requeue"))
+        if after is None or call.retried or not call.declared.idempotent or (
+            (state.gateway, "accept") not in GATEWAY
+        ):
+            return False
+        worker = state.fleet.by_incarnation.get(call.incarnation or "")
+        if worker is not None:
+            worker.calls.pop(call.number, None)
+        call.state, call.incarnation, call.retried = after, None, True
+        call.number = state.next_call
+        state.next_call += 1
+        self._gate.requeued(call)
+        state.fleet.pool(call.plugin, call.version).queue.appendleft(call)
+        return True
 
     def end_revoked(self, call: Call) -> None:
         """End a call whose plugin, key or grant was taken back."""
@@ -325,6 +365,24 @@ class Invocations:
         call = self._state.calls.get(request_id)
         if call is not None and call.deadline_us <= self._state.now:
             self.finish(call, "deadline", "deadline", _TOO_LATE)
+
+    def presence_due(self, request_id: str) -> bool:
+        """Tell a client that its call goes on; end the call when the client is gone for long.
+
+        Returns:
+            Whether there is such a call.
+        """
+        state, times = self._state, self._state.config.times
+        call = state.calls.get(request_id)
+        if call is None:
+            return False
+        gone_us = call.client_gone_us
+        if gone_us is not None and state.now - gone_us >= times.presence_grace_ms * 1000:
+            self.finish(call, "cancel", "cancelled", CLIENT_GONE)
+            return True
+        state.send(call.origin, KeepAlive(request_id=request_id))
+        state.later(state.now + times.presence_ms * 1000, "presence", request_id)
+        return True
 
     def cancel(self, origin: Origin, request: Cancel) -> None:
         """End a call of the same key, or say that it had ended before."""
@@ -366,6 +424,7 @@ class Invocations:
             cpu_ms=message.usage.cpu_ms, wall_ms=message.usage.wall_ms,
             max_rss_kb_upper_bound=message.usage.max_rss_kb_upper_bound, output_bytes=size,
         )
+        self._gate.left(call, None, usage, queued=False)
         state.append(
             InvokeEnd(
                 request_id=call.request_id, outcome="result", reached="answered",
@@ -410,9 +469,15 @@ class Invocations:
 
     def progress(self, call: Call, message: CallProgress) -> None:
         """Pass a running call's word on how far it is."""
+        state = self._state
         call.state = CALL[call.state, "progress"]
+        spacing_us = 1_000_000 // state.config.limits.progress_per_s_max
+        if call.told_us is not None and state.now - call.told_us < spacing_us:
+            # It is in the ledger as a frame of the worker; OMEGA is not told more often than this.
+            return
+        call.told_us = state.now
         step = call.step
-        self._state.send(
+        state.send(
             call.origin,
             Progress(request_id=step.pipeline if step else call.request_id,
                      permille=message.permille, note=message.note,
@@ -422,6 +487,7 @@ class Invocations:
 
 
 _TOO_LATE = Ending(RefusalCode.DEADLINE_EXCEEDED)
+CLIENT_GONE = Ending(RefusalCode.CANCELLED, "its client is gone")
 
 
 def _of_budget(step: StepOf, call: Call, code: RefusalCode) -> RefusalCode:

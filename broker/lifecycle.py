@@ -18,8 +18,8 @@ from schemas.names import Role
 
 CallState = Literal["queued", "dispatched", "running", "ended"]
 CallEvent = Literal[
-    "dispatch", "progress", "result", "failure", "cancel", "deadline", "revoke", "worker_lost",
-    "abandon",
+    "dispatch", "requeue", "progress", "result", "failure", "cancel", "deadline", "revoke",
+    "worker_lost", "abandon",
 ]
 
 CALL: Final[dict[tuple[CallState, CallEvent], CallState]] = {
@@ -29,6 +29,7 @@ CALL: Final[dict[tuple[CallState, CallEvent], CallState]] = {
     ("queued", "revoke"): "ended",
     ("queued", "worker_lost"): "ended",
     ("queued", "abandon"): "ended",
+    ("dispatched", "requeue"): "queued",
     ("dispatched", "progress"): "running",
     ("dispatched", "result"): "ended",
     ("dispatched", "failure"): "ended",
@@ -37,6 +38,7 @@ CALL: Final[dict[tuple[CallState, CallEvent], CallState]] = {
     ("dispatched", "revoke"): "ended",
     ("dispatched", "worker_lost"): "ended",
     ("dispatched", "abandon"): "ended",
+    ("running", "requeue"): "queued",
     ("running", "progress"): "running",
     ("running", "result"): "ended",
     ("running", "failure"): "ended",
@@ -74,6 +76,19 @@ STEP: Final[dict[tuple[StepState, StepEvent], StepState]] = {
     ("running", "fail"): "ended",
 }
 """A step waits for the one it takes its input from; a running step is an open invocation."""
+
+# --- One method's circuit breaker ---
+
+BreakerState = Literal["closed", "open", "half_open"]
+BreakerEvent = Literal["trip", "rested", "well", "failed"]
+
+BREAKER: Final[dict[tuple[BreakerState, BreakerEvent], BreakerState]] = {
+    ("closed", "trip"): "open",
+    ("open", "rested"): "half_open",
+    ("half_open", "well"): "closed",
+    ("half_open", "failed"): "open",
+}
+"""Only failures that the plugin caused are counted."""
 
 # --- One incarnation of a worker ---
 
@@ -160,7 +175,7 @@ MAY_SEND: Final[frozenset[tuple[Role, str]]] = frozenset(
 """Which role may send which request. An operator manages and reads and may not invoke."""
 
 TRANSITIONS: Final = {
-    "call": CALL, "pipeline": PIPELINE, "step": STEP, "worker": WORKER, "version": VERSION,
-    "gateway": GATEWAY,
+    "call": CALL, "pipeline": PIPELINE, "step": STEP, "breaker": BREAKER, "worker": WORKER,
+    "version": VERSION, "gateway": GATEWAY,
 }
 """All tables by name, for the documentation and the simulation."""

@@ -20,6 +20,7 @@ from broker.effects import Append, Effect, Evidence, Order, Origin, Send
 from broker.inventory import Inventory, VersionRecord
 from broker.lifecycle import GatewayState
 from broker.orchestrator.admission import DropBudget, RequestWindow
+from broker.orchestrator.breaker import Breakers
 from broker.orchestrator.calls import Call, LoadedPlugin
 from broker.orchestrator.fleet import Fleet
 from broker.orchestrator.graph import Pipeline
@@ -33,7 +34,8 @@ from schemas.refusals import REFUSALS, RefusalCode
 from schemas.trust import TrustRoot
 
 TimerKind = Literal[
-    "call", "pipeline", "start", "backoff", "abort", "ping", "drain", "renew", "witness", "stop"
+    "call", "pipeline", "presence", "start", "backoff", "abort", "ping", "drain", "renew",
+    "witness", "stop",
 ]
 
 
@@ -114,6 +116,7 @@ class State:
         self.calls: dict[str, Call] = {}
         self.pipelines: dict[str, Pipeline] = {}
         self.starving: set[str] = set()
+        self.breakers = Breakers(config.breaker)
         self.gateway: GatewayState = "serving"
         self.degraded: set[str] = set()
         self.next_call = 1

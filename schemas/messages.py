@@ -63,7 +63,10 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Invoke(_Request, tag="invoke", frozen=True, kw_only=True):
-    """Run one method of one plugin. `timeout_ms` is relative to arrival."""
+    """Run one method of one plugin. `timeout_ms` is relative to arrival.
+
+    With `keep_alive` the gateway gives signs of life, and ends the call when the client is gone.
+    """
 
     plugin: PluginId
     method: MethodName
@@ -71,6 +74,7 @@ class Invoke(_Request, tag="invoke", frozen=True, kw_only=True):
     timeout_ms: TimeoutMs
     commitment_key: CommitmentKey
     version: VersionRequest | None = None
+    keep_alive: bool = False
 
 
 class StepOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
@@ -108,6 +112,7 @@ class InvokePipeline(_Request, tag="invoke_pipeline", frozen=True, kw_only=True)
     budget: Budget
     commitment_key: CommitmentKey
     on_error: Literal["abort", "skip_dependents"] = "abort"
+    keep_alive: bool = False
 
 
 class Cancel(_Request, tag="cancel", frozen=True, kw_only=True):
@@ -453,6 +458,15 @@ class WorkerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     pid: int | None = None
 
 
+class BreakerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A circuit breaker that is not closed."""
+
+    plugin: PluginId
+    method: MethodName
+    state: Literal["open", "half_open"]
+    retry_after_ms: Milliseconds | None = None
+
+
 class StatusReport(_Reply, tag="status_report", frozen=True, kw_only=True):
     """How the gateway is."""
 
@@ -471,6 +485,7 @@ class StatusReport(_Reply, tag="status_report", frozen=True, kw_only=True):
     trust_version: Count
     policy_sha256: Sha256
     degraded: tuple[str, ...] = ()
+    breakers: tuple[BreakerEntry, ...] = ()
 
 
 class Head(_Reply, tag="head", frozen=True, kw_only=True):

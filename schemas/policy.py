@@ -9,6 +9,7 @@ ask.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Final
 
 import msgspec
@@ -48,8 +49,26 @@ class LimitMaxima(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     artifact_bytes_max: Count = 64 * 1024 * 1024
 
 
+class PluginQuotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one client key may use of one plugin; 0 means no quota of that kind.
+
+    `weight`: a plugin may hold at most this many times the places that are free, so that others
+    find room beside a slow one.
+    """
+
+    in_flight_max: Count = 0
+    calls_per_second_max: Count = 0
+    queued_max: Count = 0
+    cpu_ms_per_window_max: Count = 0
+    output_bytes_per_window_max: Count = 0
+    weight: Annotated[int, Meta(ge=1, le=100)] = 4
+
+
 class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one client key may use; 0 means no quota of that kind. Windows are in ms."""
+    """What one client key may use; 0 means no quota of that kind. Windows are in ms.
+
+    The first glob of `plugins` that matches gives what the key may use of that plugin.
+    """
 
     in_flight_max: Count = 256
     calls_per_second_max: Count = 0
@@ -57,6 +76,15 @@ class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu_ms_per_window_max: Count = 0
     output_bytes_per_window_max: Count = 0
     window_ms: Annotated[int, Meta(ge=100, le=86_400_000)] = 60_000
+    weight: Annotated[int, Meta(ge=1, le=100)] = 4
+    plugins: Annotated[dict[PluginGlob, PluginQuotas], Meta(max_length=256)] = {}
+
+    def weight_of(self, plugin: str) -> int:
+        """Give a plugin's weight."""
+        for glob, bounds in self.plugins.items():
+            if fnmatchcase(plugin, glob):
+                return bounds.weight
+        return self.weight
 
 
 class ModuleRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

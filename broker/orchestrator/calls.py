@@ -15,7 +15,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from broker.effects import Origin
 from broker.lifecycle import CallState
@@ -30,6 +30,7 @@ from schemas.payloads import (
     Payload,
     TextPayload,
 )
+from schemas.policy import Quotas
 from schemas.refusals import RefusalCode
 
 
@@ -60,6 +61,10 @@ class Misfit(NamedTuple):
     hint: str = ""
     used: int | None = None
     allowed: int | None = None
+    retry_after_ms: int | None = None
+
+
+NO_QUOTAS: Final = Quotas()
 
 
 class StepOf(NamedTuple):
@@ -91,6 +96,12 @@ class Call:
     state: CallState = "queued"
     incarnation: str | None = None
     step: StepOf | None = None
+    quotas: Quotas = NO_QUOTAS
+    trying: bool = False
+    retried: bool = False
+    dispatched_us: int = 0
+    told_us: int | None = None
+    client_gone_us: int | None = None
 
     @property
     def declared(self) -> Method:

@@ -78,7 +78,8 @@ class Pool:
     """One version's workers, its waiting calls, and its luck with starting.
 
     `retiring`: the version takes no new call; what waits is still served, then its workers drain.
-    `calm_us`: no worker is replaced because it was struck before this time.
+    `calm_us`: no worker is replaced because it was struck before this time. `service_us` is the
+    moving time from dispatch to answer.
     """
 
     plugin: str
@@ -87,6 +88,7 @@ class Pool:
     queue: deque[Call] = field(default_factory=deque)
     failures: int = 0
     not_before_us: int = 0
+    service_us: int = 0
     retiring: bool = False
     calm_us: int = 0
 

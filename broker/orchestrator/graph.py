@@ -60,6 +60,7 @@ class Pipeline:
     arrived_us: int
     deadline_us: int
     state: PipelineState = "running"
+    client_gone_us: int | None = None
     steps: dict[str, StepRun] = field(default_factory=dict)
     order: list[StepRun] = field(default_factory=list)
     used: Usage = field(default_factory=lambda: Usage(

@@ -31,6 +31,7 @@ from schemas.messages import (
     Cancelled,
     Invoke,
     InvokePipeline,
+    KeepAlive,
     PipelineResult,
     Progress,
     Refusal,
@@ -51,7 +52,7 @@ _ENDINGS: Final[dict[PipelineEvent, tuple[CallEvent, Outcome, RefusalCode]]] = {
     "step_failed": ("cancel", "cancelled", RefusalCode.PIPELINE_STEP_FAILED),
     "cancel": ("cancel", "cancelled", RefusalCode.CANCELLED),
     "deadline": ("deadline", "deadline", RefusalCode.DEADLINE_EXCEEDED),
-    "revoke": ("revoke", "revoked", RefusalCode.KEY_REVOKED),
+    "revoke": ("revoke", "revoked", RefusalCode.REVOKED),
     "abandon": ("abandon", "abandoned", RefusalCode.ABANDONED),
 }
 """How the steps that still run end when their pipeline does, and what its caller is told."""
@@ -90,6 +91,9 @@ class Pipelines:
         state.pipelines[request.request_id] = pipeline
         state.later(pipeline.deadline_us, "pipeline", request.request_id)
         self._wake(request.request_id)
+        if request.keep_alive:
+            state.later(state.now + state.config.times.presence_ms * 1000, "presence",
+                        request.request_id)
 
     def _flaw(self, request: InvokePipeline) -> Misfit | None:
         """Say why a pipeline cannot run as a whole, or None."""
@@ -149,7 +153,7 @@ class Pipelines:
             return
         if sum(1 for _ in pipeline.running()) >= limits.pipeline_parallel_max:
             return
-        if len(state.calls) >= limits.in_flight_max:
+        if self._invocations.crowded(step.declared.plugin):
             state.starving.add(pipeline.request.request_id)
             return
         begun = self._begin(pipeline, step, source.result if source else None)
@@ -216,6 +220,19 @@ class Pipelines:
         self._ended(pipeline, step, "fail", StepResult(
             step=declared.name, outcome="refused", refusal=told
         ))
+
+    def presence_due(self, request_id: str) -> None:
+        """Tell a client that its pipeline goes on; end it when the client is gone for long."""
+        state, times = self._state, self._state.config.times
+        pipeline = state.pipelines.get(request_id)
+        if pipeline is None:
+            return
+        gone_us = pipeline.client_gone_us
+        if gone_us is not None and state.now - gone_us >= times.presence_grace_ms * 1000:
+            self.end(pipeline, "cancel")
+            return
+        state.send(pipeline.origin, KeepAlive(request_id=request_id))
+        state.later(state.now + times.presence_ms * 1000, "presence", request_id)
 
     # --- ends ---
 

@@ -48,7 +48,7 @@ from schemas.messages import (
 )
 from schemas.payloads import JSONPayload, TextPayload
 from schemas.pipelines import step_request_id
-from schemas.policy import Policy
+from schemas.policy import Policy, Quotas
 from schemas.witness import PROBES
 from tests.simulation.clients import KEYS, bundle
 from tests.simulation.fakes import (
@@ -101,8 +101,8 @@ class Stage:
             "register": self.register, "enable": self.enable, "disable": self.disable,
             "grant": self.grant, "take-back": self.take_back, "revoke": self.revoke,
             "revoke-publisher": self.revoke_publisher,
-            "invoke": self.invoke, "read": self.read, "pipeline": self.pipeline,
-            "cancel": self.cancel,
+            "invoke": self.invoke, "pipeline": self.pipeline, "read": self.read,
+            "leave": self.leave, "cancel": self.cancel,
             "ready": self.ready, "report": self.report, "answer": self.answer,
             "fail": self.fail, "exit": self.exit,
             "progress": self.progress, "bye": self.bye, "garbage": self.garbage,
@@ -173,6 +173,14 @@ class Stage:
             self.clock.mono += int(arguments[0]) * 1000
             self.clock.wall += int(arguments[0]) * 1000
             return self.turn([])
+        if command == "quota":
+            state = self.core.state
+            quotas = msgspec.convert(
+                {key: int(value) for key, _, value in (word.partition("=") for word in arguments)},
+                Quotas,
+            )
+            state.policy = msgspec.structs.replace(state.policy, quotas=quotas)
+            return []
         if command == "together":
             # Several arrivals of one turn, in this order.
             parts = " ".join(arguments).split(" then ")
@@ -279,6 +287,11 @@ class Stage:
         return self.from_operator(Revoke(request_id=self.uuid(), kind="publisher_key", id=key_id,
                                          reason="lost"))
 
+    def leave(self) -> Arrival | None:
+        """OMEGA's connection goes: nothing can be sent to it any more."""
+        self.transport.gone.add(b"o")
+        return None
+
     def invoke(self, name: str, plugin: str, value: str = "1", timeout_ms: str = "1000") -> Arrival:
         """OMEGA invokes the method `work`; a name that was used before repeats its request id."""
         known = name in self.names.values()
@@ -315,11 +328,14 @@ class Stage:
                           output_bytes=bounds["bytes"]),
         ))
 
-    def read(self, name: str, plugin: str, timeout_ms: str = "1000") -> Arrival:
-        """OMEGA invokes the method `read`, whose calls may take long."""
+    def read(
+        self, name: str, plugin: str, timeout_ms: str = "1000", keep_alive: str = ""
+    ) -> Arrival:
+        """OMEGA invokes the method `read`, which may take long and be tried again."""
         return self.from_omega(Invoke(
             request_id=self.uuid(name), plugin=plugin, method="read",
-            payload=TextPayload("some text"), timeout_ms=int(timeout_ms), commitment_key=b"c" * 32))
+            payload=TextPayload("some text"), timeout_ms=int(timeout_ms), commitment_key=b"c" * 32,
+            keep_alive=bool(keep_alive)))
 
     def cancel(self, target: str) -> Arrival:
         """OMEGA cancels a call."""

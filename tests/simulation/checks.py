@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 
 from broker.config import GatewayConfig
 from schemas.events import (
+    BreakerChange,
     Event,
     FrameIn,
     FrameOut,
     GrantChange,
     InvokeAccept,
     InvokeEnd,
+    InvokeRefuse,
     PluginApprove,
     PluginDisable,
     PluginEnable,
@@ -45,6 +47,7 @@ DOOR_CODES = frozenset({
 class _Open:
     plugin: str
     version: str
+    method: str
     runs: dict[str, int] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
 
@@ -87,12 +90,25 @@ class Checks:
     steps: dict[str, str] = field(default_factory=dict)
     idle: set[str] = field(default_factory=set)
     struck_us: dict[tuple[str, str], int] = field(default_factory=dict)
+    resting: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
         """Hold one event against everything before it."""
         fields = event.fields
         if isinstance(fields, InvokeAccept):
             self._accept(fields)
+            rests_until = self.resting.get((fields.plugin, fields.method), 0)
+            require(event.mono_us >= rests_until, "a method was called while it had its rest")
+        elif isinstance(fields, BreakerChange):
+            self.resting.pop((fields.plugin, fields.method), None)
+            if fields.after == "open":
+                self.resting[fields.plugin, fields.method] = (
+                    event.mono_us + (fields.retry_after_ms or 0) * 1000
+                )
+        elif isinstance(fields, InvokeRefuse) and fields.code == "circuit_open":
+            key = (fields.plugin or "", fields.method or "")
+            require(event.mono_us < self.resting.get(key, event.mono_us + 1),
+                    "a method was refused after its rest")
         elif isinstance(fields, InvokeEnd):
             self._end(fields)
         elif isinstance(fields, FrameOut):
@@ -140,6 +156,8 @@ class Checks:
             key = (fields.plugin, fields.version)
             require(key in self.registered and key not in self.dead, "enabled what may not be")
             self.enabled[fields.plugin] = fields.version
+            for method in [key for key in self.resting if key[0] == fields.plugin]:
+                del self.resting[method]
         elif isinstance(fields, PluginDisable):
             self.enabled.pop(fields.plugin, None)
         elif isinstance(fields, PluginQuarantine):
@@ -159,7 +177,7 @@ class Checks:
         require(fields.request_id not in self.open and fields.request_id not in self.ended,
                 "a request id was accepted twice")
         require(self.enabled.get(fields.plugin) == fields.version, "accepted what is not enabled")
-        self.open[fields.request_id] = _Open(fields.plugin, fields.version)
+        self.open[fields.request_id] = _Open(fields.plugin, fields.version, fields.method)
         if fields.pipeline is not None:
             require(fields.pipeline in self.pipelines, "a step of a pipeline that does not run")
             self.pipelines[fields.pipeline].add(fields.request_id)
@@ -260,7 +278,9 @@ class Checks:
         require((worker.plugin, worker.version) not in self.dead, "a dead version was given a call")
         require(all((worker.plugin, one) in self.granted for one in worker.grants),
                 "a call was given to a worker that holds what was taken back")
-        require(not call.runs, "one invocation was run twice")
+        again = [self.workers[incarnation].gone for incarnation in call.runs]
+        require(not again or (again == [True] and call.method == "read"),
+                "one invocation was run twice")
         call.runs[fields.peer] = fields.call
         worker.calls[fields.call] = fields.request_id
 
@@ -285,15 +305,16 @@ class Checks:
             if not worker.gone:
                 self._witnessed(worker, now_us)
         for request_id, call in self.open.items():
-            for incarnation in call.runs:
-                require(not self.workers[incarnation].gone,
-                        f"{request_id} waits for a worker that is gone")
+            gone = [incarnation for incarnation in call.runs if self.workers[incarnation].gone]
+            # An idempotent call may be tried once more, and waits for that.
+            require(not gone or (call.method == "read" and len(gone) == 1),
+                    f"{request_id} waits for a worker that is gone")
         for request_id, count in self.answers_due.items():
             told = count == 0 or (count == 1 and request_id in self.untold)
             require(told, f"{request_id} ended {1 - count} times answered")
         self.answers_due.clear()
         # What ends while a turn's frames leave is taken up by the next turn.
-        room = len(self.open) < self.config.limits.in_flight_max
+        room = len(self.open) <= self.config.limits.in_flight_max // 2
         idle = {name for name, steps in self.pipelines.items() if room and not steps}
         for request_id in idle & self.idle:
             require(False, f"{request_id} is a pipeline that waits for nothing")
@@ -315,4 +336,5 @@ class Checks:
         self.struck_us.clear()
         self.answers_due.clear()
         self.pipelines.clear()
+        self.resting.clear()
         self.idle.clear()

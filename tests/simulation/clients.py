@@ -63,6 +63,7 @@ class Clients:
     ledger: FakeLedger
     sent: list[str]
     pipelines: dict[str, InvokePipeline]
+    cancels: dict[str, str]
 
     def uuid(self) -> str:
         """Make a request id."""
@@ -86,8 +87,9 @@ class Clients:
             asked = self.pipeline() if roll < 0.12 else self.invocation()
             return self.framed(self.random.choice(("a" * 16, "b" * 16)), codec.encode(asked))
         if roll < 0.62:
-            return self.framed(self.random.choice(("a" * 16, "b" * 16)), codec.encode(
-                Cancel(request_id=self.uuid(), target=self.known_request())))
+            cancel = Cancel(request_id=self.uuid(), target=self.known_request())
+            self.cancels[cancel.request_id] = cancel.target
+            return self.framed(self.random.choice(("a" * 16, "b" * 16)), codec.encode(cancel))
         if roll < 0.88:
             return self.operator_acts()
         return self.stranger_acts()
@@ -170,6 +172,7 @@ class Clients:
             timeout_ms=self.random.choice((1, 60, 900, 1500, 60_000, 60_000)),
             version=self.random.choice((None, None, None, None, "^1.0", "^1.0", "1.1.0", "9.9.9")),
             known_size=self.random.choice((None, 0, 5, 10_000_000)),
+            keep_alive=self.random.random() < 0.2,
         )
 
     def pipeline(self) -> InvokePipeline:
@@ -201,7 +204,7 @@ class Clients:
                 output_bytes=self.random.choice((10, 5_000_000, 5_000_000)),
             ),
             on_error=self.random.choice(("abort", "skip_dependents")),
-            known_size=self.random.choice((None, 0)),
+            known_size=self.random.choice((None, 0)), keep_alive=self.random.random() < 0.2,
         )
         return self.pipelines.setdefault(request_id, request)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import pytest
 
 from broker import core, effects, inventory, invocations, lifecycle
-from broker.orchestrator import fleet, pipelines
+from broker.orchestrator import breaker, fleet, pipelines
 from tests.simulation.world import run
 
 SEEDS = int(os.environ.get("OMEGA_SIMULATION_SEEDS", "2000"))
@@ -71,6 +71,7 @@ def play(seeds: list[int]) -> Outcome:
     invocations.CALL = Recorded(lifecycle.CALL, "call", taken)
     pipelines.PIPELINE = Recorded(lifecycle.PIPELINE, "pipeline", taken)
     pipelines.STEP = Recorded(lifecycle.STEP, "step", taken)
+    breaker.BREAKER = Recorded(lifecycle.BREAKER, "breaker", taken)
     fleet.WORKER = Recorded(lifecycle.WORKER, "worker", taken)
     inventory.VERSION = Recorded(lifecycle.VERSION, "version", taken)
     core.GATEWAY = Recorded(lifecycle.GATEWAY, "gateway", taken)

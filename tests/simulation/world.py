@@ -22,7 +22,7 @@ from broker.arrivals import (
     WorkerFrames,
     WorkerIntruder,
 )
-from broker.config import GatewayConfig, LimitsConfig, TimesConfig, WorkersConfig
+from broker.config import BreakerConfig, GatewayConfig, LimitsConfig, TimesConfig, WorkersConfig
 from broker.core import Core
 from broker.effects import Effect
 from broker.gateway import Gateway
@@ -40,6 +40,7 @@ from schemas.messages import (
     CallFailure,
     CallProgress,
     CallResult,
+    Cancelled,
     Drain,
     Grant,
     InvokePipeline,
@@ -56,7 +57,7 @@ from schemas.messages import (
     Usage,
 )
 from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayload
-from schemas.policy import Policy
+from schemas.policy import PluginQuotas, Policy, Quotas
 from schemas.witness import PROBES
 from tests.simulation.checks import Checks
 from tests.simulation.clients import GRANTED, KEYS, PLUGINS, Clients, bundle
@@ -81,13 +82,20 @@ CONFIG = GatewayConfig(
     format="omega-gateway-config/1",
     domain="development",
     log_id="omega-gateway/development/0123456789abcdef",
-    limits=LimitsConfig(in_flight_max=6, request_window=400, bad_frames_per_s_max=3, workers_max=2),
+    limits=LimitsConfig(in_flight_max=6, request_window=400, bad_frames_per_s_max=3, workers_max=2,
+                        queue_max=4),
+    breaker=BreakerConfig(consecutive_max=3, window_calls=4, rest_ms=400, rest_ms_max=2_000),
     times=TimesConfig(start_ms=3_000, drain_ms=300, ping_interval_ms=1_000,
                       ping_silence_ms=3_500, idle_worker_ms=9_000, backoff_ms_min=50,
                       witness_interval_ms=500, witness_ms=400,
-                      recycle_interval_ms=400, recycle_spacing_ms=100),
+                      recycle_interval_ms=400, recycle_spacing_ms=100,
+                      presence_ms=700, presence_grace_ms=1_500),
     workers=WorkersConfig(crash_loop_max=3, calls_max=6),
 )
+POLICY = Policy(quotas=Quotas(
+    in_flight_max=5, calls_per_second_max=90, cpu_ms_per_window_max=40, window_ms=5_000,
+    plugins={"alph*": PluginQuotas(queued_max=2, output_bytes_per_window_max=300, weight=3)},
+))
 USAGE = Usage(cpu_ms=1, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
 ATTESTATION = Attestation(
     zygote_pid=7, uid=65534, landlock_abi=7, no_new_privileges=1, seccomp_mode=2,
@@ -152,8 +160,8 @@ class World(Clients):
         """Start a gateway on the ledger that is there, as a new process does."""
         inventory = Inventory()
         state = State(
-            config=CONFIG, policy=Policy(), trust=trust_root(), trust_sha256="0" * 64,
-            policy_sha256=policy_digest(Policy()), inventory=inventory, plugins={},
+            config=CONFIG, policy=POLICY, trust=trust_root(), trust_sha256="0" * 64,
+            policy_sha256=policy_digest(POLICY), inventory=inventory, plugins={},
             keys={key: KnownKey(key, role, key) for key, role in KEYS.items()},
             edge=Edge(new_incarnation=lambda: f"{self.random.getrandbits(128):032x}",
                       new_nonce=lambda: self.random.randbytes(16), determinism_key=b"k" * 32,
@@ -181,6 +189,7 @@ class World(Clients):
         self.past_peers: list[str] = []
         self.sent: list[str] = []
         self.pipelines: dict[str, InvokePipeline] = {}
+        self.cancels: dict[str, str] = {}
         self.watch()
         self.gateway.perform(self.core.begin(damaged, self.clock.mono))
         self.turn([])
@@ -252,6 +261,9 @@ class World(Clients):
         for _, reply in self.transport.replies:
             if isinstance(reply, PipelineResult):
                 self.check_pipeline(reply)
+            elif isinstance(reply, Cancelled) and reply.outcome == "cancelled":
+                target = self.cancels[reply.request_id or ""]
+                require(target not in self.checks.open, "a call goes on that was cancelled")
         self.transport.replies.clear()
 
     def check_pipeline(self, result: PipelineResult) -> None:

@@ -70,7 +70,7 @@ def manifest(
         "entry": "plugin.py",
         "methods": {
             "pick": {"input": {"kind": "dataset_slice"}, "output": {"kind": "dataset_slice"}},
-            "read": {"input": {"kind": "text"}, "output": json_spec},
+            "read": {"input": {"kind": "text"}, "output": json_spec, "idempotent": True},
             "work": {"input": json_spec, "output": json_spec, "deterministic": True,
                      "timeout_ms": 2000},
         },
