@@ -178,7 +178,10 @@ export type Payload =
   | BinaryRefPayload
   | DatasetSlicePayload;
 
-/** Run one method of one plugin. `timeout_ms` is relative to arrival. */
+/**
+ * Run one method of one plugin. `timeout_ms` is relative to arrival.
+ * With `keep_alive` the gateway gives signs of life, and ends the call when the client is gone.
+ */
 export interface Invoke {
   readonly type: "invoke";
   readonly request_id: RequestId;
@@ -190,6 +193,7 @@ export interface Invoke {
   readonly timeout_ms: TimeoutMs;
   readonly commitment_key: CommitmentKey;
   readonly version?: VersionRequest | null;
+  readonly keep_alive?: boolean;
 }
 
 /** A text by value; `text` is at most `text_bytes_max` bytes in UTF-8. */
@@ -233,6 +237,7 @@ export interface InvokePipeline {
   readonly budget: Budget;
   readonly commitment_key: CommitmentKey;
   readonly on_error?: "abort" | "skip_dependents";
+  readonly keep_alive?: boolean;
 }
 
 /** One step of a pipeline. */
@@ -567,6 +572,7 @@ export interface StatusReport {
   readonly trust_version: Count;
   readonly policy_sha256: Sha256;
   readonly degraded?: ReadonlyArray<string>;
+  readonly breakers?: ReadonlyArray<BreakerEntry>;
 }
 
 /** One worker as a reader sees it. */
@@ -578,6 +584,14 @@ export interface WorkerEntry {
   readonly in_flight: Count;
   readonly calls: Count;
   readonly pid?: number | null;
+}
+
+/** A circuit breaker that is not closed. */
+export interface BreakerEntry {
+  readonly plugin: PluginId;
+  readonly method: MethodName;
+  readonly state: "half_open" | "open";
+  readonly retry_after_ms?: Count | null;
 }
 
 /** The newest checkpoint, a C2SP signed note, and the key that signs it. */
