@@ -115,12 +115,12 @@ class Clients:
             ProveConsistency(request_id=ask, old_size=self.random.randint(0, 99_999)),
             ShowRequest(request_id=ask, target=self.known_request()),
         ]
-        if self.random.random() < 0.02:
+        if self.random.random() < 0.03:
             choices = [
                 Revoke(request_id=ask, kind="plugin_version", id=f"{plugin}@{version}",
                        reason="test"),
                 Revoke(request_id=ask, kind="grant", id=f"{plugin} clock.read", reason="test"),
-                Revoke(request_id=ask, kind="client_key", id="b" * 16, reason="test"),
+                *[Revoke(request_id=ask, kind="client_key", id="b" * 16, reason="test")] * 3,
                 Revoke(request_id=ask, kind="publisher_key", id="f" * 16, reason="test"),
             ]
         key = "c" * 16 if self.random.random() < 0.85 else "d" * 16
