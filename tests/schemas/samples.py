@@ -86,6 +86,7 @@ FROM_OMEGA: tuple[messages.FromOmega, ...] = (
         timeout_ms=2000,
         commitment_key=COMMITMENT_KEY,
         version="^1.2",
+        keep_alive=True,
     ),
     messages.InvokePipeline(
         **_R,
@@ -98,6 +99,7 @@ FROM_OMEGA: tuple[messages.FromOmega, ...] = (
         budget=messages.Budget(calls=3, cpu_ms=1000, output_bytes=65536),
         commitment_key=COMMITMENT_KEY,
         on_error="skip_dependents",
+        keep_alive=True,
     ),
     messages.Cancel(**_R, target=TARGET),
     *READS,
@@ -202,6 +204,7 @@ REPLIES: tuple[messages.Reply, ...] = (
         trust_version=1,
         policy_sha256=DIGEST_C,
         degraded=("low space",),
+        breakers=(messages.BreakerEntry("word-count", "count", "open", 5_000),),
     ),
     messages.Head(**_A, checkpoint=CHECKPOINT, verifier_key=VERIFIER_KEY),
     messages.Proof(**_A, seq=7, line="{}", hashes=(DIGEST_A, DIGEST_B), checkpoint=CHECKPOINT),
