@@ -42,6 +42,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_window_ms: Positive = 86_400_000
     bad_frames_per_s_max: Positive = 20
     workers_max: Positive = 64
+    warm_processes_max: Positive = 128
     queue_max: Positive = 256
     progress_per_s_max: Annotated[int, Meta(ge=1, le=1000)] = 20
 

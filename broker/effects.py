@@ -63,6 +63,7 @@ class Spawn(msgspec.Struct, frozen=True, gc=False):
     limits: Limits
     grants: tuple[str, ...]
     launcher: Literal["local", "external"]
+    pool_size: int
 
 
 class Kill(msgspec.Struct, frozen=True, gc=False):

@@ -413,7 +413,7 @@ class Gateway:
             expires_at_us=self._clock.wall_us() + LAUNCH_VALID_US,
             calls_max=workers.calls_max,
             minutes_max=workers.minutes_max,
-            pool_size=workers.pool_size,
+            pool_size=effect.pool_size,
         )
         data = msgspec.json.encode(document)
         if effect.launcher == "external":

@@ -110,7 +110,7 @@ class State:
         self.inventory = inventory
         self.plugins = plugins
         self.edge = edge
-        self.fleet = Fleet(config.times, config.workers)
+        self.fleet = Fleet(config.times, config.workers, config.limits)
         self.drops = DropBudget(per_second_max=config.limits.bad_frames_per_s_max)
         self.windows: dict[str, RequestWindow] = {}
         self.calls: dict[str, Call] = {}

@@ -117,6 +117,7 @@ class Supervision:
             version=pool.version,
             grants=tuple(grants),
             concurrency=manifest.limits.concurrency,
+            pool_size=state.fleet.pool_share(manifest.limits.concurrency),
             started_us=state.now,
         )
         state.fleet.add(worker)
@@ -139,6 +140,7 @@ class Supervision:
                 limits=manifest.limits,
                 grants=worker.grants,
                 launcher=launcher,
+                pool_size=worker.pool_size,
             )
         )
         state.later(state.now + state.config.times.start_ms * 1000, "start", worker.incarnation)

@@ -42,6 +42,7 @@ from sandbox_worker.replies import (
 )
 from sandbox_worker.terminal import Terminal
 from sandbox_worker.verdicts import Verdict, exit_code, fault, verdict
+from sandbox_worker.warm import Warm
 from sandbox_worker.zygote import FORKS_MAX
 from schemas.launch import LaunchDocument
 from schemas.messages import (
@@ -136,7 +137,7 @@ class Supervisor:
         self._forker = forker
         self._methods = bundle.manifest.methods
         self._limits = launch.limits
-        self._pool_size = min(launch.pool_size, launch.limits.concurrency)
+        self._warm = Warm(min(launch.pool_size, launch.limits.concurrency))
         prefix = "env.read:"
         self._env = {
             name.removeprefix(prefix): value
@@ -173,8 +174,8 @@ class Supervisor:
         return {order.probe for order in orders if isinstance(order, Probe)}
 
     def fill(self, now: float) -> None:
-        """Fork until the pool has its idle call processes, unless forks fail just now."""
-        missing = self._pool_size - len(self._idle)
+        """Fork until as many call processes wait as should, unless forks fail just now."""
+        missing = self._warm.target - len(self._idle)
         if missing > 0 and not self.draining and now >= self._fork_again:
             for slot in self._fork(missing):
                 self._idle[slot.number] = slot
@@ -207,6 +208,7 @@ class Supervisor:
             self._send(CallFailure(call=order.call, code="invalid_input"))
             return
         slot = self._take()
+        self._warm.taken(len(self._idle), now)
         wall_ms = min(self._limits.wall_ms, method.timeout_ms)
         slot.allowed_ms = min(wall_ms, order.timeout_ms)
         slot.deadline_code = (
@@ -232,10 +234,14 @@ class Supervisor:
     def drain(self, _order: Drain) -> None:
         """Take nothing new; idle call processes end when their sockets close."""
         self.draining = True
-        for slot in self._idle.values():
+        self._dismiss(len(self._idle))
+
+    def _dismiss(self, count: int) -> None:
+        """Let idle call processes end: they do when their sockets close."""
+        for _ in range(count):
+            number, slot = self._idle.popitem()
             slot.job.close()
-            del self._slots[slot.number]
-        self._idle.clear()
+            del self._slots[number]
 
     def _take(self) -> Slot:
         if not self._idle:
@@ -278,7 +284,7 @@ class Supervisor:
     def next_deadline(self) -> float:
         """When `expire` has something to do, on the monotonic clock."""
         soonest = min((slot.deadline for slot in self._by_call.values()), default=float("inf"))
-        return min(soonest, self._fork_again) if self._fork_again else soonest
+        return min(soonest, self._warm.due, self._fork_again or soonest)
 
     def expire(self, now: float) -> None:
         """Kill what is past its deadline, and try again what could not be forked."""
@@ -293,6 +299,9 @@ class Supervisor:
             for order, names in waiting:
                 self.probe(order, names, now)
             self.fill(now)
+        if self._warm.due <= now:
+            self._warm.settle(len(self._idle), now)
+            self._dismiss(len(self._idle) - self._warm.target)
 
     def _push(self, slot: Slot) -> None:
         """Write what the socket takes of the job."""

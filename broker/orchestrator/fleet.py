@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from broker.config import TimesConfig, WorkersConfig
+from broker.config import LimitsConfig, TimesConfig, WorkersConfig
 from broker.lifecycle import WORKER, WorkerEvent, WorkerState
 from broker.orchestrator.calls import Call
 
@@ -36,6 +36,7 @@ class Worker:
     version: str
     grants: tuple[str, ...]
     concurrency: int
+    pool_size: int
     started_us: int
     state: WorkerState = "starting"
     pid: int | None = None
@@ -112,8 +113,11 @@ class Pool:
 class Fleet:
     """Every pool and every incarnation."""
 
-    def __init__(self, times: TimesConfig, workers: WorkersConfig) -> None:
+    def __init__(
+        self, times: TimesConfig, workers: WorkersConfig, limits: LimitsConfig
+    ) -> None:
         """Begin with no worker."""
+        self._limits = limits
         self._times = times
         self._config = workers
         self.pools: dict[tuple[str, str], Pool] = {}
@@ -141,6 +145,18 @@ class Fleet:
         """Forget an incarnation that is gone."""
         self.by_incarnation.pop(worker.incarnation, None)
         self.pool(worker.plugin, worker.version).workers.pop(worker.incarnation, None)
+
+    def pool_share(self, concurrency: int) -> int:
+        """Say how many call processes a new worker may have waiting, of those the host may hold.
+
+        Each worker that may still come finds one, as long as there are so many; what is more goes
+        to whoever comes first. A worker gives its share back when it ends.
+        """
+        limits, live = self._limits, self.by_incarnation.values()
+        left = limits.warm_processes_max - sum(worker.pool_size for worker in live)
+        to_come = max(0, limits.workers_max - len(live))
+        wanted = min(self._config.pool_size, concurrency)
+        return max(min(1, left), min(wanted, left - to_come))
 
     def failed(self, pool: Pool, now_us: int) -> None:
         """Count a failure and set the time before which no start is tried."""

@@ -21,6 +21,7 @@ from tests.sandbox_worker.harness import (
     text_to_json,
     worker,
 )
+from tests.support.gateway import wait_for
 
 pytestmark = [pytest.mark.jail, pytest.mark.system]
 
@@ -89,9 +90,10 @@ def test_nothing_outlives_the_broker_the_supervisor_or_the_zygote(
     try:
         zygote = one.ready().attestation.zygote_pid
         one.start("", timeout_ms=60_000)
+        wait_for("stub, zygote, a busy and an idle call process",
+                 lambda: len(_children(one.process.pid)) >= 4)
         below = _children(one.process.pid)
         assert zygote in below
-        assert len(below) >= 4, "stub, zygote, a busy and an idle call process"
         match ending:
             case "broker pipe":
                 os.close(one.life)

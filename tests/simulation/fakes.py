@@ -11,6 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from broker.effects import Origin
 from broker.launchers.orders import Exited, Report, Started, StartFailed
 from broker.ledger.commit import Appended
@@ -18,6 +20,7 @@ from broker.ledger.errors import LedgerFailure, PositionUnknown
 from broker.transport import SendOutcome, WorkerEndpoint
 from schemas import codec
 from schemas.events import Event, EventFields, FrameOut
+from schemas.launch import LaunchDocument
 from schemas.messages import Reply, ToWorker
 
 LAUNCHER_FD = 1001
@@ -226,12 +229,14 @@ class FakeLauncher:
 
     def __init__(self) -> None:
         self.launched: list[str] = []
+        self.pools: dict[str, int] = {}
         self.killed: set[str] = set()
         self.reports: list[Report] = []
 
     def launch(self, incarnation: str, document: bytes) -> None:
         """Take an order to start."""
         self.launched.append(incarnation)
+        self.pools[incarnation] = msgspec.json.decode(document, type=LaunchDocument).pool_size
 
     def kill(self, incarnation: str) -> None:
         """Take an order to kill."""

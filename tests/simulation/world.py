@@ -83,7 +83,7 @@ CONFIG = GatewayConfig(
     domain="development",
     log_id="omega-gateway/development/0123456789abcdef",
     limits=LimitsConfig(in_flight_max=6, request_window=400, bad_frames_per_s_max=3, workers_max=2,
-                        queue_max=4),
+                        queue_max=4, warm_processes_max=5),
     breaker=BreakerConfig(consecutive_max=3, window_calls=4, rest_ms=400, rest_ms_max=2_000),
     times=TimesConfig(start_ms=3_000, drain_ms=300, ping_interval_ms=1_000,
                       ping_silence_ms=3_500, idle_worker_ms=9_000, backoff_ms_min=50,
@@ -124,6 +124,7 @@ class Peer:
     """One worker process as the world plays it."""
 
     incarnation: str
+    pool_size: int
     said: bool = False
     probes: list[Probe] = field(default_factory=list)
     pings: list[Ping] = field(default_factory=list)
@@ -238,11 +239,13 @@ class World(Clients):
     def deliver(self) -> None:
         """Hand what left to the workers that are alive."""
         for incarnation in self.launcher.launched:
-            self.peers[incarnation] = Peer(incarnation)
+            self.peers[incarnation] = Peer(incarnation, self.launcher.pools.pop(incarnation))
         self.launcher.launched.clear()
         for incarnation in self.launcher.killed & set(self.peers):
             self.past_peers.append(incarnation)
             del self.peers[incarnation]
+        require(sum(peer.pool_size for peer in self.peers.values())
+                <= CONFIG.limits.warm_processes_max, "more processes may wait than the host holds")
         for incarnation, message in self.transport.orders:
             peer = self.peers.get(incarnation)
             if peer is None:
