@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 
 from sandbox_worker import denials, method
+from sandbox_worker import rehearsal as rehearsing
 from sandbox_worker.encode import pack
-from sandbox_worker.jail import linux, rlimits
+from sandbox_worker.jail import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,25 +96,16 @@ def serve(
 
 def _close_jail(jail: Jail, *, rehearsal: bool) -> None:
     succeeds = linux.succeeds
-    if not succeeds(jail.before) or succeeds(jail.forbidden) or not succeeds(jail.after):
-        os._exit(JAIL_FAILED)
-    if rehearsal and not _effects_hold(jail):
-        os._exit(JAIL_FAILED)
-    if not succeeds(jail.seal):
-        os._exit(JAIL_FAILED)
     if rehearsal:
-        _send(pack(["rehearsed"]))
-
-
-def _effects_hold(jail: Jail) -> bool:
-    """Read back what an outer sandbox could have faked: limits, timer and closed descriptors."""
-    for kind, value in jail.limits:
-        if rlimits.soft_limit(kind) != value:
-            return False
-    if not 0 < rlimits.timer_remaining_ns() <= jail.cpu_ms * 1_000_000:
-        return False
-    others = (0, 1, 2, *range(JOB + 1, rlimits.ZYGOTE_DESCRIPTORS))
-    return not any(linux.succeeds((linux.prepared(linux.CLOSE, number),)) for number in others)
+        fault = rehearsing.close_jail(jail, JOB)
+        _send(pack(["unavailable", *fault] if fault else ["rehearsed"]))
+        if fault:
+            os._exit(JAIL_FAILED)
+    elif (
+        not succeeds(jail.before) or succeeds(jail.forbidden)
+        or not succeeds(jail.after) or not succeeds(jail.seal)
+    ):  # fmt: skip
+        os._exit(JAIL_FAILED)
 
 
 def _answer(plugin: Plugin) -> None:

@@ -25,15 +25,15 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sandbox_worker import packages, zygote
+from sandbox_worker import packages, rehearsal, zygote
 from sandbox_worker.bundle import Bundle, LaunchRefusedError, modules_to_load
-from sandbox_worker.call import JAIL_FAILED
 from sandbox_worker.jail import policy
 from sandbox_worker.jail.attest import attest
 from sandbox_worker.jail.identity import SANDBOX_ID
 from sandbox_worker.jail.linux import SandboxUnavailable
 from sandbox_worker.method import MARSHAL_VERSION
 from sandbox_worker.probes import PROBES
+from schemas import remedies
 from schemas.launch import LaunchDocument
 from schemas.messages import Attestation
 from schemas.names import CapabilityName
@@ -44,7 +44,6 @@ START_S = 20.0
 SOFT_PROBES = tuple(name for name in PROBES if name not in ("ptrace", "control"))
 _COMMAND = "from sandbox_worker.zygote import main; main()"
 _CREDENTIALS = struct.Struct("=iII")
-_HINT = "The jail did not hold in its own rehearsal; see `doctor`."
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,16 @@ def start(launch: LaunchDocument, bundle: Bundle) -> Forker:
         SandboxUnavailable: a part of the jail is missing or did not hold.
         LaunchRefusedError: the plugin cannot be loaded.
     """
+    try:
+        return _start(launch, bundle)
+    except OSError as error:
+        # No process, no socket, or no answer in time; the last comes without an errno.
+        code = error.errno or errno.ETIMEDOUT
+        remedy = remedies.FORK if code in (errno.EAGAIN, errno.ENOMEM) else remedies.OUTER
+        raise SandboxUnavailable("zygote", code, remedy) from error
+
+
+def _start(launch: LaunchDocument, bundle: Bundle) -> Forker:
     deadline = time.monotonic() + START_S
     base = policy.base_filter()
     clock, random = _granted(launch.grants)
@@ -176,9 +185,12 @@ def start(launch: LaunchDocument, bundle: Bundle) -> Forker:
     forker = Forker(ours, 0, stub)
     try:
         facts = _await_jailed(forker, deadline, packaged)
-        forker.attestation = _attest(forker, facts, base, strict)
+        found = attest(forker.pid, uid=_uid(), filters=1)
         _await_loaded(forker, deadline)
-        _rehearse(forker, SOFT_PROBES if not (clock or random) else _held(clock, random), deadline)
+        filters = _rehearse(forker, _held(clock=clock, random=random), deadline)
+        forker.attestation = _attestation(
+            forker, facts, found, filters, base=base, strict=strict
+        )
     except BaseException:
         forker.close()
         raise
@@ -202,7 +214,12 @@ def _granted(grants: tuple[CapabilityName, ...]) -> tuple[bool, bool]:
     return "clock.read" in grants, "random.read" in grants
 
 
-def _held(clock: bool, random: bool) -> tuple[str, ...]:
+def _uid() -> int:
+    """The uid that jailed processes have outside."""
+    return SANDBOX_ID if os.getuid() == 0 else os.getuid()
+
+
+def _held(*, clock: bool, random: bool) -> tuple[str, ...]:
     granted = {"clock": clock, "entropy": random}
     return tuple(name for name in SOFT_PROBES if not granted.get(name, False))
 
@@ -230,7 +247,7 @@ def _receive(forker: Forker, deadline: float) -> tuple[bytes, int]:
     """One message of a starting zygote and the pid of its sender, as the kernel vouches for it."""
     left = deadline - time.monotonic()
     if left <= 0:
-        raise SandboxUnavailable("zygote", errno.ETIMEDOUT, "The machine is too busy to start it.")
+        raise TimeoutError
     forker.control.settimeout(left)
     try:
         message, ancillary, _, _ = forker.control.recvmsg(
@@ -242,12 +259,23 @@ def _receive(forker: Forker, deadline: float) -> tuple[bytes, int]:
         forker.control.settimeout(None)
     if message[:1] == zygote.UNAVAILABLE:
         feature, _, hint = message[5:].decode(errors="replace").partition("\0")
+        if hint == remedies.USER_NAMESPACES:
+            hint = remedies.user_namespaces(_settings())
         raise SandboxUnavailable(feature, int.from_bytes(message[1:5], "big"), hint)
     pid = 0
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
             pid = _CREDENTIALS.unpack(data)[0]
     return message, pid
+
+
+def _settings() -> dict[str, str]:
+    """The settings of this machine that may forbid user namespaces."""
+    found = {}
+    for path, _, _ in remedies.SETTINGS:
+        with contextlib.suppress(OSError), open(path, encoding="utf-8") as setting:
+            found[path] = setting.read().strip()
+    return found
 
 
 def _await_jailed(
@@ -260,7 +288,7 @@ def _await_jailed(
     if not message and packaged is not None:
         raise LaunchRefusedError("the zygote ended while it imported approved packages")
     if message[:1] != zygote.JAILED:
-        raise SandboxUnavailable("zygote", 0, "It ended before its jail was closed.")
+        raise SandboxUnavailable("zygote", 0, remedies.DEFECT)
     forker.pid = pid
     return struct.unpack("=8Q", message[1:])
 
@@ -273,18 +301,18 @@ def _await_loaded(forker: Forker, deadline: float) -> None:
         raise LaunchRefusedError("the zygote ended while it compiled the plugin")
 
 
-def _attest(forker: Forker, facts: tuple[int, ...], base: bytes, strict: bytes) -> Attestation:
-    uid = SANDBOX_ID if os.getuid() == 0 else os.getuid()
-    found = attest(forker.pid, uid=uid, filters=1)
-    filters = int(found["Seccomp_filters"])
+def _attestation(
+    forker: Forker, facts: tuple[int, ...], found: dict[str, str], filters: int, *,
+    base: bytes, strict: bytes,
+) -> Attestation:  # fmt: skip
     return Attestation(
         zygote_pid=forker.pid,
-        uid=uid,
+        uid=_uid(),
         landlock_abi=facts[0],
         no_new_privileges=int(found["NoNewPrivs"]),
         seccomp_mode=int(found["Seccomp"]),
-        seccomp_filters_zygote=filters,
-        seccomp_filters_call=filters + 1,
+        seccomp_filters_zygote=int(found["Seccomp_filters"]),
+        seccomp_filters_call=filters,
         capabilities_effective=found["CapEff"],
         capabilities_bounding=found["CapBnd"],
         threads=int(found["Threads"]),
@@ -295,37 +323,51 @@ def _attest(forker: Forker, facts: tuple[int, ...], base: bytes, strict: bytes) 
     )
 
 
-def _rehearse(forker: Forker, probes: tuple[str, ...], deadline: float) -> None:
-    """Two call processes on the production path: one that probes, one that must die of SIGSYS."""
-    outcomes = _rehearse_one(forker, 1, [*probes, "control"], deadline)
+def _rehearse(forker: Forker, probes: tuple[str, ...], deadline: float) -> int:
+    """Two call processes that look at themselves: one probes, one must die of SIGSYS.
+
+    Returns:
+        How many filters a call process has.
+    """
+    status, frame, filters = _rehearse_one(forker, 1, [*probes, "control"], deadline)
     wanted = [[name, "denied"] for name in probes] + [["control", "allowed"]]
-    if outcomes != (0, ["probed", wanted]):
-        raise SandboxUnavailable("rehearsal", 0, f"{_HINT} {outcomes}")
-    status, _ = _rehearse_one(forker, 2, ["ptrace"], deadline)
+    if (status, frame) != (0, ["probed", wanted]):
+        told = frame[-1] if isinstance(frame, list) else []
+        # The filter refuses each; but a clock may be readable without a system call.
+        if [pair for pair in told if pair not in wanted] == [["clock", "allowed"]]:
+            raise SandboxUnavailable("time pages", 0, remedies.TIME_PAGES)
+        raise SandboxUnavailable("seccomp", 0, remedies.SECCOMP)
+    status, _, _ = _rehearse_one(forker, 2, ["ptrace"], deadline)
     if status != signal.SIGSYS:
-        raise SandboxUnavailable("seccomp kill", 0, _HINT)
+        raise SandboxUnavailable("seccomp", 0, remedies.SECCOMP)
+    return filters
 
 
 def _rehearse_one(
     forker: Forker, number: int, probes: list[str], deadline: float
-) -> tuple[int, object]:
+) -> tuple[int, object, int]:
+    """Wait status and last frame of one call process, and how many filters it had."""
     (job,) = forker.fork([number], rehearse=True)
+    filters = 0
     with job:
         job.settimeout(max(0.1, deadline - time.monotonic()))
         frame, pid = _frame(job)
         if frame == ["rehearsed"]:
-            uid = SANDBOX_ID if os.getuid() == 0 else os.getuid()
-            attest(pid, uid=uid, filters=2)
+            filters = int(attest(pid, uid=_uid(), filters=2)["Seccomp_filters"])
             data = marshal.dumps(("probe", probes), MARSHAL_VERSION)
             job.sendall(len(data).to_bytes(4, "big") + data)
             frame, _ = _frame(job)
     message, _ = _receive(forker, deadline)
-    if message[:1] != zygote.EXITED:
-        raise SandboxUnavailable("fork", int.from_bytes(message[9:13], "little"), _HINT)
+    if message[:1] == zygote.FORK_FAILED:
+        code = int.from_bytes(message[9:13], "little")
+        raise SandboxUnavailable("fork", code, remedies.FORK)
+    match frame:
+        case ["unavailable", str(feature), int(code)]:
+            raise SandboxUnavailable(feature, code, rehearsal.REMEDIES[feature])
+    if message[:1] != zygote.EXITED or not filters:
+        raise SandboxUnavailable("call process", 0, remedies.DEFECT)
     ((_, status, _, _),) = zygote.EXIT_RECORD.iter_unpack(message[1:])
-    if os.waitstatus_to_exitcode(status) == JAIL_FAILED:
-        raise SandboxUnavailable("call process", 0, _HINT)
-    return status, frame
+    return status, frame, filters
 
 
 def _frame(job: socket.socket) -> tuple[object, int]:

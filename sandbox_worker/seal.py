@@ -12,13 +12,14 @@ seccomp(2).
 from __future__ import annotations
 
 import os
+import socket
 
 from sandbox_worker.jail import identity, landlock, linux, policy, seccomp
 from sandbox_worker.jail.bpf import ALLOW
 from sandbox_worker.jail.linux import SandboxUnavailable, expect
+from schemas import remedies
 
 _CAP_KILL = 5
-_HINT = "The supervisor could not seal itself; see `doctor`."
 _QUERY = 0xFFFFFFFF
 # Made while importing: the table of numbers is a file, and the layer before the filter hides it.
 _FILTER = policy.program(policy.supervisor_rules(), ALLOW)
@@ -29,11 +30,17 @@ def close_outside() -> None:
     """First layer: no TCP, no signal and no abstract socket to anything outside this worker."""
     identity.no_new_privileges()
     _restrict(landlock.ruleset(files=False))
+    with socket.socket() as listener:
+        try:
+            listener.bind(("127.0.0.1", 0))
+        except PermissionError:
+            return
+    raise SandboxUnavailable("landlock", 0, remedies.LANDLOCK)
 
 
 def close_files() -> None:
     """Second layer: read beneath /proc and nothing else; no exec, fork, ptrace or chmod."""
-    expect("single thread", len(os.listdir("/proc/self/task")) == 1, _HINT)
+    expect("single thread", len(os.listdir("/proc/self/task")) == 1, remedies.DEFECT)
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     rights = landlock.READ_FILE | landlock.READ_DIR
     # Without scopes: the zygote is outside this layer and must still be killed from inside.
@@ -48,7 +55,7 @@ def close_files() -> None:
         linux.call(linux.PERSONALITY, _QUERY)
     except PermissionError:
         return
-    raise SandboxUnavailable("supervisor seal", 0, _HINT)
+    raise SandboxUnavailable("seccomp", 0, remedies.SECCOMP)
 
 
 def close_connections() -> None:

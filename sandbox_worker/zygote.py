@@ -35,6 +35,7 @@ from sandbox_worker.jail import (
     seccomp,
 )
 from sandbox_worker.jail.linux import SandboxUnavailable
+from schemas import remedies
 from schemas.remedies import OUTER as _HINT
 
 TYPE_CHECKING = False
@@ -95,7 +96,7 @@ EXIT_RECORD = struct.Struct("=QiQQ")
 
 _HIDDEN = ("ctypes", "_ctypes", "ctypes._endian", "sandbox_worker.jail.linux", "_socket", "array")
 _SCHED_BATCH = 3
-_SIGCHLD, _SIG_BLOCK = 17, 0
+_SIGCHLD, _SIG_BLOCK, _EAGAIN = 17, 0, 11
 
 
 def main() -> NoReturn:
@@ -127,11 +128,14 @@ def main() -> NoReturn:
         if first is not None:
             first.take_away()
         _wait_outside(child, setup["base_filter"])
-    except SandboxUnavailable as error:
+    except (SandboxUnavailable, OSError) as error:
         _refuse(control, error)
 
 
-def _refuse(control: _socket.socket, error: SandboxUnavailable) -> NoReturn:
+def _refuse(control: _socket.socket, error: SandboxUnavailable | OSError) -> NoReturn:
+    if isinstance(error, OSError):
+        hint = remedies.FORK if error.errno == _EAGAIN else _HINT
+        error = SandboxUnavailable("zygote", error.errno or 0, hint)
     text = f"{error.feature}\0{error.hint}".encode()
     try:
         os.write(control.fileno(), UNAVAILABLE + error.errno.to_bytes(4, "big") + text)
@@ -187,7 +191,7 @@ def _inner(
         jail = _prepare(setup)
         seccomp.install(setup["base_filter"])
         seccomp.expect_installed()
-    except SandboxUnavailable as error:
+    except (SandboxUnavailable, OSError) as error:
         _refuse(control, error)
     except modules.CannotLoadError as error:
         os.write(control.fileno(), LOAD_FAILED + ascii(str(error)).encode())
@@ -208,7 +212,7 @@ def _inner(
 
 def _settle_descriptors(control: _socket.socket, domain: int) -> _socket.socket:
     """Leave exactly six: null on 0 to 2, control, ruleset, and the signalfd."""
-    high = [os.dup(number) for number in (control.detach(), domain)]
+    high = [os.dup(number) for number in (control.fileno(), domain)]
     mask = linux.Memory((1 << _SIGCHLD - 1).to_bytes(8, "little"))
     linux.call(linux.RT_SIGPROCMASK, _SIG_BLOCK, mask, 0, 8)
     high.append(linux.call(linux.SIGNALFD4, -1, mask, 8, 0o2000000))
@@ -216,6 +220,7 @@ def _settle_descriptors(control: _socket.socket, domain: int) -> _socket.socket:
     for number, source in zip((CONTROL, DOMAIN, CHILDREN), high, strict=True):
         os.dup2(source, number, inheritable=False)
     linux.require("close_range", _HINT, linux.CLOSE_RANGE, CHILDREN + 1, 0xFFFFFFFF, 0)
+    control.detach()
     return _socket.socket(fileno=CONTROL)
 
 

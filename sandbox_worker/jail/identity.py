@@ -37,12 +37,13 @@ def become_sandbox_user() -> None:
     users, groups = os.getresuid(), os.getresgid()
     expect("identity", 0 not in users and len(set(users)) == len(set(groups)) == 1, _HINT)
     # setresuid made the process non-dumpable, and its uid_map would belong to root.
-    prctl(linux.PR_SET_DUMPABLE, 1)
+    _set("dumpable", linux.PR_SET_DUMPABLE, 1)
+    expect("dumpable", prctl(linux.PR_GET_DUMPABLE) == 1, _HINT)
 
 
 def hide() -> None:
     """Make the process non-dumpable: no ptrace, no reading of its /proc files by the same user."""
-    prctl(linux.PR_SET_DUMPABLE, 0)
+    _set("non-dumpable", linux.PR_SET_DUMPABLE, 0)
     expect("non-dumpable", prctl(linux.PR_GET_DUMPABLE) == 0, _HINT)
 
 
@@ -52,7 +53,10 @@ def die_with_parent(parent: int) -> None:
     Args:
         parent: the expected parent's pid, as this process's pid namespace shows it (0: outside).
     """
-    prctl(linux.PR_SET_PDEATHSIG, 9)
+    _set("parent death signal", linux.PR_SET_PDEATHSIG, 9)
+    signal = Memory(4)
+    linux.call(linux.PRCTL, linux.PR_GET_PDEATHSIG, signal, 0, 0, 0)
+    expect("parent death signal", signal.read()[0] == 9, _HINT)
     expect("parent death signal", os.getppid() == parent, "The starting process ended early.")
 
 
@@ -62,11 +66,11 @@ def drop_capabilities() -> None:
     while (present := _bounding(last + 1)) is not None:
         last += 1
         if present:
-            _try_prctl(linux.PR_CAPBSET_DROP, last)
+            _set("capabilities", linux.PR_CAPBSET_DROP, last)
             expect("capabilities", _bounding(last) == 0, _HINT)
     expect("capabilities", last >= 0, _HINT)
-    _try_prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
-    _try_prctl(linux.PR_SET_SECUREBITS, SECUREBITS_LOCKED)
+    _set("capabilities", linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
+    _set("capabilities", linux.PR_SET_SECUREBITS, SECUREBITS_LOCKED)
     expect("capabilities", prctl(linux.PR_GET_SECUREBITS) == SECUREBITS_LOCKED, _HINT)
     set_capabilities(0)
 
@@ -95,7 +99,7 @@ def _bounding(number: int) -> int | None:
 
 def no_new_privileges() -> None:
     """Set no_new_privs, which Landlock and seccomp require of an unprivileged process."""
-    _try_prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    _set("no_new_privs", linux.PR_SET_NO_NEW_PRIVS, 1)
     expect("no_new_privs", prctl(linux.PR_GET_NO_NEW_PRIVS) == 1, _HINT)
 
 
@@ -109,5 +113,5 @@ def disable_speculation() -> None:
             continue
 
 
-def _try_prctl(option: int, value: int) -> None:
-    require("capabilities", _HINT, linux.PRCTL, option, value, 0, 0, 0)
+def _set(feature: str, option: int, value: int) -> None:
+    require(feature, _HINT, linux.PRCTL, option, value, 0, 0, 0)

@@ -44,6 +44,7 @@ LANDLOCK_ADD_RULE = 445
 LANDLOCK_RESTRICT_SELF = 446
 
 PR_SET_PDEATHSIG = 1
+PR_GET_PDEATHSIG = 2
 PR_SET_DUMPABLE = 4
 PR_GET_DUMPABLE = 3
 PR_CAPBSET_READ = 23
@@ -148,6 +149,11 @@ def call(number: int, *arguments: int | Memory) -> int:
 def load_library(name: str) -> None:
     """Load a library of the system for good. Raises OSError where there is none."""
     ctypes.CDLL(name)
+
+
+def failure(step: Prepared) -> int:
+    """Run one prepared call and give its errno, 0 where it succeeded."""
+    return ctypes.get_errno() if _syscall(*step) < 0 else 0
 
 
 def prctl(option: int, value: int = 0, other: int = 0) -> int:

@@ -27,11 +27,11 @@ def unshare_all() -> None:
     before = _identities()
     user, group = os.geteuid(), os.getegid()
     require("user namespaces", _HINT, linux.UNSHARE, ALL)
+    renewed = all(was != now for was, now in zip(before, _identities(), strict=True))
+    expect("user namespaces", renewed, _HINT)
     _write("/proc/self/setgroups", "deny")
     _write("/proc/self/gid_map", f"{INNER_ID} {group} 1")
     _write("/proc/self/uid_map", f"{INNER_ID} {user} 1")
-    renewed = all(was != now for was, now in zip(before, _identities(), strict=True))
-    expect("namespaces", renewed, _HINT)
     expect("user namespaces", (os.geteuid(), os.getegid()) == (INNER_ID, INNER_ID), _HINT)
 
 
