@@ -134,6 +134,7 @@ KERNEL_WIDTHS = {
     "mmap": {2: 64, 3: 64}, "mprotect": {2: 64}, "mremap": {3: 64}, "madvise": {2: 32},
     "clone": {0: 64}, "kill": {1: 32}, "futex": {1: 32}, "prlimit64": {0: 32}, "seccomp": {0: 32},
     "clock_gettime": {0: 32}, "clock_getres": {0: 32}, "clock_nanosleep": {0: 32},
+    "sched_setscheduler": {1: 32},
     "timer_create": {0: 32}, "getrandom": {2: 32}, "socket": {0: 32, 1: 32},
 }  # fmt: skip
 """By the kernel's own declarations (SYSCALL_DEFINE): int-like is 32, unsigned long is 64."""
@@ -142,7 +143,8 @@ KERNEL_WIDTHS = {
 @pytest.mark.parametrize("grants", SOME, ids=str)
 def test_arguments_are_looked_at_as_wide_as_the_kernel_uses_them(grants: Grants) -> None:
     """Too narrow a look lets high bits through, too wide a one trips over garbage."""
-    for rules in (policy.strict_rules(**grants), policy.base_rules(), policy.supervisor_rules()):
+    for rules in (policy.strict_rules(**grants), policy.base_rules(),
+                  policy.supervisor_rules(), policy.connected_rules()):  # fmt: skip
         for name, rule in rules.items():
             for check in rule.checks:
                 assert check.bits == KERNEL_WIDTHS[name][check.argument], (name, check)
@@ -242,3 +244,15 @@ def test_a_sealed_supervisor_may_start_threads_and_no_process() -> None:
     assert evaluate(program, known["clone3"]) == 0x00050026
     assert evaluate(program, known["execve"]) == 0x00050001
     assert evaluate(program, known["openat"]) == ALLOW
+
+
+def test_a_late_thread_of_a_connected_supervisor_keeps_its_policy() -> None:
+    """libzmq's threads repeat their own when they first run; idle or real time is for nobody."""
+    programs = [policy.program(policy.supervisor_rules(), ALLOW),
+                policy.program(policy.connected_rules(), ALLOW)]  # fmt: skip
+    number = policy.numbers()["sched_setscheduler"]
+
+    found = {kind: stacked(programs, number, (1234, kind)) == ALLOW for kind in range(8)}
+
+    assert found == {kind: kind in (0, 3) for kind in range(8)}
+    assert stacked(programs, policy.numbers()["sched_setparam"], (1234,)) != ALLOW
