@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @output_option
-def doctor() -> int:
+@click.option("--filters", is_flag=True,
+              help="List the workers' system call filters instead: which call, when, what happens.")
+def doctor(*, filters: bool) -> int:
     """Say what this machine can enforce.
 
     Every feature that the sandbox stands on is looked at or tried. Ends with 5 when one is missing.
     """
+    if filters:
+        from broker.cli.asked import show_filters
+
+        show_filters()
+        return 0
     from broker.machine import examine
 
     findings = examine()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from broker.cli.main import COMMANDS
 from broker.cli.main import gateway as group
+from sandbox_worker.jail import policy
 from tests.cli.command import PATIENCE_S, ROOT, environment, gateway
 
 HEAVY = {
@@ -281,6 +283,28 @@ def test_the_doctor_finds_this_machine_well():
     assert {one["feature"] for one in findings} >= {"Landlock", "seccomp", "user namespaces"}
     assert all(one["ok"] for one in findings)
     assert "Landlock" in gateway("doctor").out
+
+
+def test_the_doctor_lists_the_filters():
+    """Each filter is told call by call, with the digests that the ledger names, in each form."""
+    done = gateway("doctor", "--filters", "--output", "json")
+    assert (done.code, done.err) == (0, "")
+    document = done.document()
+    assert document["schema"] == "omega.filters/1"
+    programs, filters = document["programs"], document["filters"]
+    assert isinstance(programs, list)
+    assert isinstance(filters, list)
+    digest = hashlib.sha256(policy.base_filter()).hexdigest()
+    assert {"program": "zygote", "sha256": digest,
+            "instructions": len(policy.base_filter()) // 8} in programs
+    row = {"number": 101, "call": "ptrace", "arguments": "", "action": "EPERM", "otherwise": ""}
+    supervisor = next(one for one in filters if one["filter"] == "supervisor")
+    assert row in supervisor["rows"]
+    table = gateway("doctor", "--filters").out
+    assert digest in table
+    assert "argument 0 (32 bits) is 3" in table
+    lines = gateway("doctor", "--filters", "--output", "ndjson").out.splitlines()
+    assert len(lines) == len(filters)
 
 
 def test_the_doctor_ends_with_five_on_another_machine():
