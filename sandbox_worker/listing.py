@@ -42,6 +42,7 @@ def programs() -> dict[str, bytes]:
     found = {
         "zygote": policy.base_filter(),
         "supervisor": policy.program(policy.supervisor_rules(), ALLOW),
+        "supervisor, once connected": policy.program(policy.connected_rules(), ALLOW),
     }
     for clock, random in itertools.product((False, True), repeat=2):
         for count in range(policy.FILES_MAX + 1):
@@ -68,6 +69,7 @@ def document() -> dict[str, object]:
         _filter("zygote", policy.base_rules(), "kill"),
         _filter(_PLAIN, strict, "kill"),
         _filter("supervisor", policy.supervisor_rules(), "allow"),
+        _filter("supervisor, once connected", policy.connected_rules(), "as supervisor"),
     ]
     for clock, random, count in _SHOWN:
         rules = policy.strict_rules(clock=clock, random=random, descriptors=count)

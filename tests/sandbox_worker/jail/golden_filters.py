@@ -14,8 +14,9 @@ from sandbox_worker import listing
 
 FOLDER = Path(__file__).parent / "golden"
 WHOLE = (
-    "zygote", "supervisor", "call process", "call process with clock.read",
-    "call process with random.read", "call process with clock.read, random.read",
+    "zygote", "supervisor", "supervisor, once connected",
+    "call process", "call process with clock.read", "call process with random.read",
+    "call process with clock.read, random.read",
     "call process with 1 descriptor", "call process with 16 descriptors",
 )  # fmt: skip
 """Programs that are kept whole; of the others the digest is kept."""
