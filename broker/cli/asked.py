@@ -14,6 +14,7 @@ import msgspec
 
 import broker
 from broker.cli.output import Table, show
+from broker.machine import Finding
 
 ANSWER_SECONDS_MAX = 60
 
@@ -55,6 +56,21 @@ class _Filter(msgspec.Struct):
 class _Listing(msgspec.Struct):
     programs: list[_Program]
     filters: list[_Filter]
+
+
+class _Trial(msgspec.Struct):
+    feature: str = ""
+    errno: int = 0
+    hint: str = ""
+
+
+def try_sandbox() -> Finding:
+    """Have the worker close a whole jail; the remedy of what does not hold is the worker's own."""
+    trial = msgspec.json.decode(ask_worker("sandbox_worker.trial"), type=_Trial)
+    wanted = "made, attested and rehearsed"
+    reason = os.strerror(trial.errno) if trial.errno else "no effect"
+    found = f"refused: {trial.feature}, {reason}" if trial.feature else wanted
+    return Finding("sandbox", found, wanted, not trial.feature, trial.hint)
 
 
 def show_filters() -> None:

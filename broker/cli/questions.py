@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def doctor(*, filters: bool) -> int:
     """Say what this machine can enforce.
 
-    Every feature that the sandbox stands on is looked at or tried. Ends with 5 when one is missing.
+    Every feature that the sandbox stands on is looked at or tried, and then a whole sandbox is
+    made. Ends with 5 when something is missing.
     """
     if filters:
         from broker.cli.asked import show_filters
@@ -35,6 +36,10 @@ def doctor(*, filters: bool) -> int:
     from broker.machine import examine
 
     findings = examine()
+    if all(finding.ok for finding in findings):
+        from broker.cli.asked import try_sandbox
+
+        findings.append(try_sandbox())
     missing = [finding for finding in findings if not finding.ok]
     headers = ("feature", "found", "required", "enough")
     show(

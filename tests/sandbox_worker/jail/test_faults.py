@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +23,7 @@ from broker import machine
 from sandbox_worker import forker, seal
 from sandbox_worker.bundle import read_bundle
 from sandbox_worker.jail import bpf, identity, linux, policy, seccomp
+from schemas import remedies
 from schemas.launch import LaunchDocument
 from tests.sandbox_worker.harness import LIMITS, make_bundle, text_to_json
 from tests.sandbox_worker.jail.inside import inside
@@ -254,6 +258,28 @@ def test_the_doctor_gives_the_hint_of_the_worker(tmp_path: Path) -> None:
     assert isinstance(outcome, list)
 
     assert inside(examine) == [False, outcome[2]]
+
+
+def test_the_doctor_finds_what_only_a_whole_jail_shows() -> None:
+    """Where each feature alone looks well, it still makes a jail, and gives the worker's hint."""
+    fault = Fault("timer_create", errno.ENOSYS, "processor timer", OUTER)
+
+    def ask() -> object:
+        _machine_with(fault)()
+        done = subprocess.run(
+            [sys.executable, "-m", "broker.cli.main", "doctor", "--output", "json"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return [done.returncode, done.stderr, json.loads(done.stdout)["findings"]]
+
+    code, sentence, findings = inside(ask)
+
+    assert code == 5
+    assert [one["feature"] for one in findings if not one["ok"]] == ["sandbox"]
+    assert sentence == (
+        "sandbox: found refused: processor timer, Function not implemented, required is made, "
+        f"attested and rehearsed; {remedies.OUTER}.\n"
+    )
 
 
 @pytest.mark.parametrize(
