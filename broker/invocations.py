@@ -23,6 +23,7 @@ from broker.orchestrator.calls import (
     StepOf,
     checked_output,
     commitment,
+    failure_words,
     fingerprint,
     input_misfit,
     output_digest,
@@ -459,11 +460,9 @@ class Invocations:
         if call.step is not None and message.allowed is not None:
             code = _of_budget(call.step, call, code)
         outcome: Outcome = "deadline" if code is RefusalCode.DEADLINE_EXCEEDED else "refused"
-        sentence = ""
-        if message.used is not None and message.allowed is not None:
-            sentence = f"used {message.used}, allowed {message.allowed}"
+        sentence, where = failure_words(code, message.used, message.allowed)
         self.finish(call, "failure", outcome, Ending(
-            code, sentence, plugin_message=message.plugin_message, denied=message.denied,
+            code, sentence, where, plugin_message=message.plugin_message, denied=message.denied,
             used=message.used, allowed=message.allowed, usage=message.usage,
         ))
 

@@ -98,6 +98,9 @@ export type RefusalCode =
   | "output_kind_mismatch"
   | "output_not_canonical"
   | "output_reference_unknown"
+  | "artifact_unavailable"
+  | "artifact_mismatch"
+  | "file_unavailable"
   | "nondeterministic_output"
   | "unknown_plugin"
   | "unknown_version"
@@ -770,7 +773,7 @@ export interface CallResult {
 export interface CallFailure {
   readonly type: "call_failure";
   readonly call: CallId;
-  readonly code: "call_process_failed" | "cancelled" | "cannot_answer" | "cpu_limit_exceeded" | "deadline_exceeded" | "invalid_input" | "memory_limit_exceeded" | "output_invalid" | "output_kind_mismatch" | "output_limit_exceeded" | "plugin_crashed" | "plugin_error" | "plugin_load_failed" | "system_call_forbidden" | "wall_limit_exceeded";
+  readonly code: "artifact_mismatch" | "artifact_unavailable" | "call_process_failed" | "cancelled" | "cannot_answer" | "cpu_limit_exceeded" | "deadline_exceeded" | "file_unavailable" | "invalid_input" | "memory_limit_exceeded" | "output_invalid" | "output_kind_mismatch" | "output_limit_exceeded" | "plugin_crashed" | "plugin_error" | "plugin_load_failed" | "system_call_forbidden" | "wall_limit_exceeded";
   readonly plugin_message?: PluginText | null;
   readonly denied?: string | null;
   readonly used?: Count | null;

@@ -23,6 +23,7 @@ import msgspec
 from sandbox_worker import forker, seal
 from sandbox_worker.bundle import Bundle, LaunchRefusedError, read_bundle
 from sandbox_worker.forker import Exit, Forker
+from sandbox_worker.handing import FolderMissingError, Folders
 from sandbox_worker.jail.linux import SandboxUnavailable
 from sandbox_worker.link import Link
 from sandbox_worker.packages import PackagesChangedError
@@ -61,13 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
         bundle = read_bundle(launch)
         seal.close_outside()
         started = forker.start(launch, bundle)
-        seal.close_files()
+        folders = Folders(launch)
+        seal.close_files(folders.by_grant.values())
     except (SandboxUnavailable, LaunchRefusedError) as error:
         if started is not None:
             started.close()
         return _refuse(launch, error)
     try:
-        return _Worker(launch, bundle, started, options.life_fd).live()
+        return _Worker(launch, bundle, started, folders, options.life_fd).live()
     finally:
         started.close()
 
@@ -100,6 +102,8 @@ def _refuse(launch: LaunchDocument, error: SandboxUnavailable | LaunchRefusedErr
         link.send(Bye(reason="sandbox_unavailable", detail=detail))
     elif isinstance(error, PackagesChangedError):
         link.send(Bye(reason="packages_changed", detail=detail))
+    elif isinstance(error, FolderMissingError):
+        link.send(Bye(reason="launch_refused", detail=detail))
     else:
         link.send(Bye(reason="plugin_load_failed", detail=detail))
     link.close()
@@ -110,10 +114,11 @@ class _Worker:
     """The sealed supervisor with its socket open: everything from `ready` to `bye`."""
 
     def __init__(
-        self, launch: LaunchDocument, bundle: Bundle, started: Forker, life: int | None
+        self, launch: LaunchDocument, bundle: Bundle, started: Forker, folders: Folders,
+        life: int | None,
     ) -> None:
         self._link = Link(launch)
-        self._supervisor = Supervisor(started, bundle, launch, self._link.send)
+        self._supervisor = Supervisor(started, bundle, launch, folders, self._link.send)
         self._supervisor.on_probe_end = self._probe_ended
         self._probes: dict[int, list[ProbeOutcome]] = {}
         self._life = life
@@ -145,6 +150,7 @@ class _Worker:
                         return 0
                     supervisor.turn(descriptor, monotonic())
                 supervisor.expire(monotonic())
+                supervisor.desk.step(monotonic())
                 if self._life is None and monotonic() - self._heard > SILENCE_S:
                     return 0
         except SandboxUnavailable as error:

@@ -1,9 +1,9 @@
 """The call process: a fresh fork of the zygote that closes its own jail, serves one job and ends.
 
-Order, as in docs/ARCHITECTURE.md: job socket to descriptor 3, own Landlock domain, every other
-descriptor closed, limits, CPU timer, filter. Only then is the job read, and only then does plugin
-code run: no plugin code runs before OMEGA's call has arrived. A step that fails ends the process
-with `JAIL_FAILED`.
+Order, as in docs/ARCHITECTURE.md: job socket to descriptor 3, own Landlock domain, what the call is
+handed to the numbers from 4 on, every other descriptor closed, limits, CPU timer, filter. Only then
+is the job read, and only then does plugin code run: no plugin code runs before OMEGA's call has
+arrived. A step that fails ends the process with `JAIL_FAILED`.
 
 Rules: nothing is imported or allocated that the zygote could have prepared; what leaves is one
 reply, after any progress, each a length and msgpack; the supervisor trusts none of it.
@@ -46,7 +46,7 @@ class Jail:
         seal: the filter, last of all.
     """
 
-    __slots__ = ("after", "before", "cpu_ms", "forbidden", "limits", "seal")
+    __slots__ = ("after", "before", "cpu_ms", "end", "forbidden", "limits", "seal")
 
     def __init__(
         self,
@@ -57,14 +57,16 @@ class Jail:
         *,
         limits: tuple[tuple[int, int], ...] = (),
         cpu_ms: int = 0,
+        end: int = JOB + 1,
     ) -> None:
-        """Hold the steps, and for the rehearsal the limits that they must have set."""
+        """Hold the steps; the rest is what they must have set, `end` the end of descriptors."""
         self.before = before
         self.forbidden = forbidden
         self.after = after
         self.seal = seal
         self.limits = limits
         self.cpu_ms = cpu_ms
+        self.end = end
 
 
 def serve(

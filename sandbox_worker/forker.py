@@ -21,12 +21,14 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from sandbox_worker import packages, rehearsal, zygote
 from sandbox_worker.bundle import Bundle, LaunchRefusedError, modules_to_load
+from sandbox_worker.handing import names_handed
 from sandbox_worker.jail import policy
 from sandbox_worker.jail.attest import attest
 from sandbox_worker.jail.identity import SANDBOX_ID
@@ -80,12 +82,15 @@ class Forker:
     stub: subprocess.Popen[bytes]
     attestation: Attestation | None = None
 
-    def fork(self, numbers: list[int], *, rehearse: bool = False) -> list[socket.socket]:
+    def fork(
+        self, numbers: list[int], *, rehearse: bool = False, handed: Sequence[int] = ()
+    ) -> list[socket.socket]:
         """Ask for call processes; each gets one end of a socket whose other end is returned.
 
         Args:
             numbers: fresh call process numbers, at most `zygote.FORKS_MAX`.
             rehearse: whether they read their effects back and say so.
+            handed: descriptors for the one call process asked for; they stay open here.
         """
         ours, theirs = [], []
         for _ in numbers:
@@ -96,7 +101,7 @@ class Forker:
             theirs.append(its)
         kind = zygote.REHEARSE if rehearse else zygote.FORK
         message = kind + struct.pack(f"={len(numbers)}Q", *numbers)
-        socket.send_fds(self.control, [message], [one.fileno() for one in theirs])
+        socket.send_fds(self.control, [message], [*(one.fileno() for one in theirs), *handed])
         for its in theirs:
             its.close()
         return ours
@@ -151,7 +156,10 @@ def _start(launch: LaunchDocument, bundle: Bundle) -> Forker:
     deadline = time.monotonic() + START_S
     base = policy.base_filter()
     clock, random = _granted(launch.grants)
-    strict = policy.call_filter(clock=clock, random=random)
+    counts = {len(names_handed(method, launch.grants))
+              for method in bundle.manifest.methods.values()}  # fmt: skip
+    strict = {count: policy.call_filter(clock=clock, random=random, descriptors=count)
+              for count in sorted({0, *counts})}  # fmt: skip
     standard, others = modules_to_load(bundle.manifest, launch.modules)
     packaged = _packaged(launch, others) if others else None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -169,7 +177,7 @@ def _start(launch: LaunchDocument, bundle: Bundle) -> Forker:
         "memory_mb": launch.limits.memory_mb,
         "cpu_ms": launch.limits.cpu_ms,
         "base_filter": base,
-        "strict_filter": strict,
+        "strict_filters": strict,
     }
     with theirs:
         stub = subprocess.Popen(
@@ -187,9 +195,13 @@ def _start(launch: LaunchDocument, bundle: Bundle) -> Forker:
         facts = _await_jailed(forker, deadline, packaged)
         found = attest(forker.pid, uid=_uid(), filters=1)
         _await_loaded(forker, deadline)
-        filters = _rehearse(forker, _held(clock=clock, random=random), deadline)
+        # Each kind of call process there will be; what it is handed here holds nothing.
+        with open(os.devnull, "rb") as null:
+            for count in strict:
+                handed = [null.fileno()] * count
+                filters = _rehearse(forker, _held(clock=clock, random=random), handed, deadline)
         forker.attestation = _attestation(
-            forker, facts, found, filters, base=base, strict=strict
+            forker, facts, found, filters, base=base, strict=b"".join(strict.values())
         )
     except BaseException:
         forker.close()
@@ -323,13 +335,15 @@ def _attestation(
     )
 
 
-def _rehearse(forker: Forker, probes: tuple[str, ...], deadline: float) -> int:
+def _rehearse(
+    forker: Forker, probes: tuple[str, ...], handed: list[int], deadline: float
+) -> int:
     """Two call processes that look at themselves: one probes, one must die of SIGSYS.
 
     Returns:
         How many filters a call process has.
     """
-    status, frame, filters = _rehearse_one(forker, 1, [*probes, "control"], deadline)
+    status, frame, filters = _rehearse_one(forker, 1, [*probes, "control"], handed, deadline)
     wanted = [[name, "denied"] for name in probes] + [["control", "allowed"]]
     if (status, frame) != (0, ["probed", wanted]):
         told = frame[-1] if isinstance(frame, list) else []
@@ -337,17 +351,17 @@ def _rehearse(forker: Forker, probes: tuple[str, ...], deadline: float) -> int:
         if [pair for pair in told if pair not in wanted] == [["clock", "allowed"]]:
             raise SandboxUnavailable("time pages", 0, remedies.TIME_PAGES)
         raise SandboxUnavailable("seccomp", 0, remedies.SECCOMP)
-    status, _, _ = _rehearse_one(forker, 2, ["ptrace"], deadline)
+    status, _, _ = _rehearse_one(forker, 2, ["ptrace"], handed, deadline)
     if status != signal.SIGSYS:
         raise SandboxUnavailable("seccomp", 0, remedies.SECCOMP)
     return filters
 
 
 def _rehearse_one(
-    forker: Forker, number: int, probes: list[str], deadline: float
+    forker: Forker, number: int, probes: list[str], handed: list[int], deadline: float
 ) -> tuple[int, object, int]:
     """Wait status and last frame of one call process, and how many filters it had."""
-    (job,) = forker.fork([number], rehearse=True)
+    (job,) = forker.fork([number], rehearse=True, handed=handed)
     filters = 0
     with job:
         job.settimeout(max(0.1, deadline - time.monotonic()))

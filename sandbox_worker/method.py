@@ -107,7 +107,7 @@ def warm_up() -> None:
     """
     code = compile(_WARM_SOURCE, "warm", "exec", dont_inherit=True)
     environment: dict[str, str] = {}
-    job = ("run", "", "warm", "text", ("", "text/plain"), "json", environment)
+    job = ("run", "", "warm", "text", ("", "text/plain"), "json", environment, ())
     for _ in range(WARM_ROUNDS):
         reply(marshal.dumps(job, MARSHAL_VERSION), Plugin(code, {}, None, None))
 
@@ -117,11 +117,13 @@ def reply(job: bytes, plugin: Plugin) -> bytes:
     order = _loads(job)
     if order[0] == "probe":
         return pack(["probed", probes.run(order[1])])
-    _, request_id, name, kind, fields, output_kind, env = order
+    _, request_id, name, kind, fields, output_kind, env, handed = order
     context = plugin.context
     context.request_id, context.method = request_id, name
     if env:
         context.env = denials.Environment(env)
+    if handed:
+        context.hand(handed)
     end = _run(plugin, context, KINDS[kind](*fields), output_kind)
     if isinstance(end, bytes):
         return end

@@ -24,6 +24,7 @@ Fault = tuple[str, int]
 REMEDIES = {
     "landlock": remedies.LANDLOCK,
     "close_range": remedies.OUTER,
+    "dup3": remedies.OUTER,
     "resource limits": remedies.LIMITS,
     "processor timer": remedies.OUTER,
     "seccomp": remedies.SECCOMP,
@@ -31,6 +32,7 @@ REMEDIES = {
 _FEATURES = {
     linux.LANDLOCK_RESTRICT_SELF: "landlock",
     linux.CLOSE_RANGE: "close_range",
+    linux.DUP3: "dup3",
     linux.PRLIMIT64: "resource limits",
     linux.TIMER_CREATE: "processor timer",
     linux.TIMER_SETTIME: "processor timer",
@@ -43,7 +45,7 @@ def close_jail(jail: Jail, job: int) -> Fault | None:
 
     Args:
         jail: the prepared steps.
-        job: the one descriptor that stays.
+        job: the first descriptor that stays; `jail.end` is the first behind that does not.
 
     Returns:
         The first thing that did not hold, None when everything did.
@@ -73,7 +75,7 @@ def _first_without_effect(jail: Jail, job: int) -> Fault | None:
             return "resource limits", 0
     if not 0 < rlimits.timer_remaining_ns() <= jail.cpu_ms * 1_000_000:
         return "processor timer", 0
-    for number in range(rlimits.ZYGOTE_DESCRIPTORS):
-        if number != job and linux.succeeds((linux.prepared(linux.CLOSE, number),)):
+    for number in (*range(job), *range(jail.end, rlimits.ZYGOTE_DESCRIPTORS)):
+        if linux.succeeds((linux.prepared(linux.CLOSE, number),)):
             return "close_range", 0
     return None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 
 from sandbox_worker.jail import identity, landlock, linux, policy, seccomp
 from sandbox_worker.jail.bpf import ALLOW
@@ -38,13 +39,19 @@ def close_outside() -> None:
     raise SandboxUnavailable("landlock", 0, remedies.LANDLOCK)
 
 
-def close_files() -> None:
-    """Second layer: read beneath /proc and nothing else; no exec, fork, ptrace or chmod."""
+def close_files(folders: Iterable[int] = ()) -> None:
+    """Second layer: read beneath /proc and the folders that grants open, nothing else; no exec,
+    fork, ptrace or chmod.
+
+    Args:
+        folders: open directories; files beneath them may be read, but not listed.
+    """
     expect("single thread", len(os.listdir("/proc/self/task")) == 1, remedies.DEFECT)
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     rights = landlock.READ_FILE | landlock.READ_DIR
     # Without scopes: the zygote is outside this layer and must still be killed from inside.
-    _restrict(landlock.ruleset(files=True, scopes=False, beneath={proc: rights}))
+    beneath = {**dict.fromkeys(folders, landlock.READ_FILE), proc: rights}
+    _restrict(landlock.ruleset(files=True, scopes=False, beneath=beneath))
     os.close(proc)
     landlock.expect_no_files()
     # The zygote runs under another user when the worker was started as root.

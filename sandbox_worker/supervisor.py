@@ -18,7 +18,7 @@ import marshal
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -27,6 +27,8 @@ from sandbox_worker import vitals
 from sandbox_worker.bundle import Bundle
 from sandbox_worker.call import JAIL_FAILED
 from sandbox_worker.forker import Exit, Forker, ForkFailure
+from sandbox_worker.handing import Desk, Folders, Handing
+from sandbox_worker.jobs import Job, run_job
 from sandbox_worker.method import MARSHAL_VERSION
 from sandbox_worker.replies import (
     CALL_FRAMES,
@@ -57,13 +59,6 @@ from schemas.messages import (
     Run,
     Usage,
 )
-from schemas.payloads import (
-    PAYLOAD_KINDS,
-    BinaryRefPayload,
-    JSONPayload,
-    Payload,
-    TextPayload,
-)
 
 LINGER_S = 1.0
 """How long a process that ended before its figures could be read may take to be reaped."""
@@ -78,7 +73,7 @@ PROGRESS_S = 0.1
 """Progress is passed on at most this often per call."""
 
 _RECEIVE_BYTES = 1 << 18
-_FIRST_NUMBER = 16
+_FIRST_NUMBER = 64
 """Call process numbers below were used by the rehearsal."""
 
 
@@ -123,6 +118,7 @@ class Supervisor:
         forker: the started zygote.
         bundle: the plugin's manifest and resources.
         launch: the limits and the pool size.
+        folders: what grants open, held from before the seal.
         send: takes every report for the broker.
     """
 
@@ -131,6 +127,7 @@ class Supervisor:
         forker: Forker,
         bundle: Bundle,
         launch: LaunchDocument,
+        folders: Folders,
         send: Callable[[FromWorker], object],
     ) -> None:
         """Serve one plugin; `fill` makes the first call processes."""
@@ -147,6 +144,7 @@ class Supervisor:
         self._send = send
         self._frames = CALL_FRAMES[bundle.manifest.domain]
         self._terminal = Terminal(bundle.manifest.id)
+        self.desk = Desk(folders, launch.grants, self._begin_handed, send)
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._next_number = _FIRST_NUMBER
         self._slots: dict[int, Slot] = {}
@@ -165,7 +163,7 @@ class Supervisor:
     @property
     def busy(self) -> int:
         """Calls and probes that have not ended."""
-        return len(self._by_call) + len(self._unforked)
+        return len(self._by_call) + len(self._unforked) + len(self.desk.waiting)
 
     def open_probes(self) -> set[int]:
         """Numbers of probe orders that have a call process, or wait for one."""
@@ -180,13 +178,14 @@ class Supervisor:
             for slot in self._fork(missing):
                 self._idle[slot.number] = slot
 
-    def _fork(self, count: int) -> list[Slot]:
+    def _fork(self, count: int, handed: Sequence[int] = ()) -> list[Slot]:
         slots = []
         while count > 0:
             batch = range(self._next_number, self._next_number + min(count, FORKS_MAX))
             self._next_number = batch.stop
             count -= len(batch)
-            for number, job in zip(batch, self._forker.fork(list(batch)), strict=True):
+            jobs = self._forker.fork(list(batch), handed=handed)
+            for number, job in zip(batch, jobs, strict=True):
                 job.settimeout(0)
                 slots.append(Slot(number, job))
         self._slots.update((slot.number, slot) for slot in slots)
@@ -197,26 +196,34 @@ class Supervisor:
     def run(self, order: Run, now: float) -> None:
         """Give a call to a call process, or say at once why not."""
         method = self._methods.get(order.method)
-        full = len(self._by_call) - self._probing >= self._limits.concurrency
+        calls = len(self._by_call) - self._probing + len(self.desk.waiting)
+        full = calls >= self._limits.concurrency
         if method is None or self.draining or full:
             code: FailureCode = "plugin_load_failed" if method is None else "call_process_failed"
             self._send(CallFailure(call=order.call, code=code))
             return
         try:
-            fields = _fields(order.payload)
+            job = run_job(order, method, self._env)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._send(CallFailure(call=order.call, code="invalid_input"))
             return
-        slot = self._take()
-        self._warm.taken(len(self._idle), now)
         wall_ms = min(self._limits.wall_ms, method.timeout_ms)
-        slot.allowed_ms = min(wall_ms, order.timeout_ms)
-        slot.deadline_code = (
+        allowed_ms = min(wall_ms, order.timeout_ms)
+        late: FailureCode = (
             "deadline_exceeded" if order.timeout_ms < wall_ms else "wall_limit_exceeded"
         )
-        kind = PAYLOAD_KINDS[type(order.payload)]
-        job = ("run", order.request_id, order.method, kind, fields, method.output.kind, self._env)
-        self._assign(slot, order, order.call, job, now)
+        if not self.desk.takes(order, method, job, now, allowed_ms, late):
+            slot = self._take()
+            self._warm.taken(len(self._idle), now)
+            slot.allowed_ms, slot.deadline_code = allowed_ms, late
+            self._assign(slot, order, order.call, (*job, ()), now)
+
+    def _begin_handed(self, handing: Handing) -> None:
+        """What a call is handed cannot reach a process that closed its jail: it gets a new one."""
+        (slot,) = self._fork(1, handing.descriptors)
+        slot.allowed_ms, slot.deadline_code = handing.allowed_ms, handing.late
+        order, job = handing.order, (*handing.job, handing.handed)
+        self._assign(slot, order, order.call, job, handing.arrived)
 
     def probe(self, order: Probe, names: list[str], now: float) -> None:
         """Run probes in a call process of the pool; `on_probe_end` hears of its end."""
@@ -230,6 +237,7 @@ class Supervisor:
         slot = self._by_call.get(order.call)
         if slot is not None:
             self._kill(slot, "cancelled")
+        self.desk.cancel(order.call)
 
     def drain(self, _order: Drain) -> None:
         """Take nothing new; idle call processes end when their sockets close."""
@@ -249,14 +257,14 @@ class Supervisor:
         return self._idle.pop(next(iter(self._idle)))
 
     def _assign(
-        self, slot: Slot, order: Run | Probe, key: int, job: tuple[object, ...], now: float
+        self, slot: Slot, order: Run | Probe, key: int, job: Job, now: float
     ) -> None:
         slot.order, slot.started = order, now
         slot.deadline = now + slot.allowed_ms / 1000
         slot.inbox = Inbox(self._output_bytes_max(order))
         self._by_call[key] = slot
         self._by_descriptor[slot.job.fileno()] = slot
-        data = marshal.dumps(job, MARSHAL_VERSION)  # type: ignore[arg-type]  # Plain values only, see `_fields`.
+        data = marshal.dumps(job, MARSHAL_VERSION)  # type: ignore[arg-type]  # Plain values only, see `jobs`.
         slot.outbox = memoryview(len(data).to_bytes(4, "big") + data)
         self.poll.register(slot.job.fileno(), select.EPOLLIN)
         self._push(slot)
@@ -282,7 +290,9 @@ class Supervisor:
             self._pull(slot, now)
 
     def next_deadline(self) -> float:
-        """When `expire` has something to do, on the monotonic clock."""
+        """When `expire` or the desk has something to do, on the monotonic clock."""
+        if self.desk.waiting:
+            return 0.0
         soonest = min((slot.deadline for slot in self._by_call.values()), default=float("inf"))
         return min(soonest, self._warm.due, self._fork_again or soonest)
 
@@ -466,17 +476,6 @@ class Supervisor:
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-def _fields(payload: Payload) -> tuple[object, ...]:
-    """A payload's fields as plain values, for marshal, in the order of the SDK's constructors."""
-    if isinstance(payload, TextPayload):
-        return (payload.text, payload.media_type)
-    if isinstance(payload, JSONPayload):
-        return (msgspec.json.decode(payload.data), payload.schema)
-    if isinstance(payload, BinaryRefPayload):
-        return (payload.artifact_id, payload.sha256, payload.size, payload.media_type)
-    return (payload.dataset_id, payload.keys)
 
 
 def monotonic() -> float:

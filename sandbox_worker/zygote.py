@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sandbox_worker.jail.first import FirstJail
     from sandbox_worker.printing import Printer
 
+    Jails = dict[int, call.Jail]
     Namespace = Literal["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
 
     class Packaged(TypedDict):
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
         memory_mb: int
         cpu_ms: int
         base_filter: bytes
-        strict_filter: bytes
+        strict_filters: dict[int, bytes]
 
 
 CONTROL, DOMAIN, CHILDREN = 3, 4, 5
@@ -188,7 +189,7 @@ def _inner(
         control = _settle_descriptors(control, domain)
         if not setup["clock"]:
             clock.hide_time(pages)
-        jail = _prepare(setup)
+        jails = {count: _prepare(setup, count) for count in setup["strict_filters"]}
         seccomp.install(setup["base_filter"])
         seccomp.expect_installed()
     except (SandboxUnavailable, OSError) as error:
@@ -207,7 +208,7 @@ def _inner(
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS)
     os.write(CONTROL, READY)
-    _serve(control, jail, plugin)
+    _serve(control, jails, plugin)
 
 
 def _settle_descriptors(control: _socket.socket, domain: int) -> _socket.socket:
@@ -224,25 +225,31 @@ def _settle_descriptors(control: _socket.socket, domain: int) -> _socket.socket:
     return _socket.socket(fileno=CONTROL)
 
 
-def _prepare(setup: Setup) -> call.Jail:
-    """Convert every system call of a call process once, before the first fork."""
-    memory_mb, cpu_ms = setup["memory_mb"], setup["cpu_ms"]
+def _prepare(setup: Setup, count: int) -> call.Jail:
+    """Convert every system call of a call process that is handed `count` descriptors, once.
+
+    They come behind its job socket, and move down when the ruleset is on, whose number one takes.
+    """
+    memory_mb, cpu_ms, end = setup["memory_mb"], setup["cpu_ms"], call.JOB + 1 + count
     after = (
+        *(linux.prepared(linux.DUP3, CHILDREN + 2 + n, call.JOB + 1 + n, os.O_CLOEXEC)
+          for n in range(count)),
         linux.prepared(linux.CLOSE_RANGE, 0, 2, 0),
-        linux.prepared(linux.CLOSE_RANGE, call.JOB + 1, 0xFFFFFFFF, 0),
-        *rlimits.call_limits(memory_mb, cpu_ms),
+        linux.prepared(linux.CLOSE_RANGE, end, 0xFFFFFFFF, 0),
+        *rlimits.call_limits(memory_mb, cpu_ms, end),
         *rlimits.cpu_timer(cpu_ms),
     )
     limits = ((resource.RLIMIT_AS, memory_mb << 20), (resource.RLIMIT_CPU, cpu_ms // 1000 + 1),
-              (resource.RLIMIT_NOFILE, rlimits.CALL_DESCRIPTORS))  # fmt: skip
+              (resource.RLIMIT_NOFILE, end))  # fmt: skip
     return call.Jail(
         before=(landlock.prepared_restrict(DOMAIN),),
         # In its own Landlock domain a call process cannot signal its parent.
         forbidden=(linux.prepared(linux.KILL, 1, 0),),
         after=after,
-        seal=(seccomp.prepared_install(setup["strict_filter"]),),
+        seal=(seccomp.prepared_install(setup["strict_filters"][count]),),
         limits=limits,
         cpu_ms=cpu_ms,
+        end=end,
     )
 
 
@@ -271,8 +278,11 @@ def _compile(setup: Setup, printer: Printer | None) -> method.Plugin:
     )
 
 
-def _serve(control: _socket.socket, jail: call.Jail, plugin: method.Plugin) -> NoReturn:
-    """Fork on request, reap and report, kill on request; end when the supervisor is gone."""
+def _serve(control: _socket.socket, jails: Jails, plugin: method.Plugin) -> NoReturn:
+    """Fork on request, reap and report, kill on request; end when the supervisor is gone.
+
+    Descriptors behind the job sockets of a request are what its one call process is handed.
+    """
     calls: dict[int, int] = {}
     take_job = {
         number: (linux.prepared(linux.DUP3, number, call.JOB, os.O_CLOEXEC),)
@@ -297,7 +307,8 @@ def _serve(control: _socket.socket, jail: call.Jail, plugin: method.Plugin) -> N
             for pid in [pid for pid, number in calls.items() if number in numbers]:
                 os.kill(pid, 9)
             continue
-        for number, job in zip(numbers, sockets, strict=True):
+        jail = jails[len(sockets) - len(numbers)]
+        for number, job in zip(numbers, sockets, strict=False):
             try:
                 pid = os.fork()
                 if pid == 0:
@@ -306,7 +317,8 @@ def _serve(control: _socket.socket, jail: call.Jail, plugin: method.Plugin) -> N
             except OSError as error:
                 # One call's misfortune: too many processes, or no memory for another.
                 os.write(CONTROL, FORK_FAILED + struct.pack("=Qi", number, error.errno or 0))
-            os.close(job)
+        for descriptor in sockets:
+            os.close(descriptor)
 
 
 def _receive(control: _socket.socket) -> tuple[bytes, list[int]]:

@@ -25,6 +25,7 @@ from schemas.names import (
     Name,
     PayloadKind,
     PluginId,
+    RootedPath,
     SchemaId,
     Sha256,
     TimeoutMs,
@@ -38,6 +39,8 @@ BUNDLE_BYTES_MAX: Final = 8 * 1024 * 1024
 """Largest bundle, in bytes; leaves room for the rest of a frame on front.admin."""
 SOURCE_BYTES_MAX: Final = 256 * 1024
 """Largest Python source of a plugin, in bytes: what the compiler is ever given."""
+FILES_MAX: Final = 15
+"""Files that one method may name; with an artifact they are the descriptors a call can have."""
 
 PAYLOAD_TYPES: Final[dict[Domain, str]] = {
     "production": "application/vnd.omega.plugin-manifest.v1+json",
@@ -68,13 +71,17 @@ class PayloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
 
 class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One method: what it takes and gives and what it promises."""
+    """One method: what it takes and gives and what it promises.
+
+    `files` names files beneath named roots that each call of it is handed.
+    """
 
     input: PayloadSpec
     output: PayloadSpec
     deterministic: bool = False
     timeout_ms: TimeoutMs = 30_000
     idempotent: bool = False
+    files: Annotated[dict[Name, RootedPath], Meta(max_length=FILES_MAX)] = {}
 
 
 class BundleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -641,7 +641,8 @@ FailureCode = Literal[
     "plugin_error", "invalid_input", "cannot_answer", "plugin_crashed", "plugin_load_failed",
     "system_call_forbidden", "cpu_limit_exceeded", "wall_limit_exceeded", "memory_limit_exceeded",
     "output_limit_exceeded", "output_invalid", "output_kind_mismatch", "call_process_failed",
-    "deadline_exceeded", "cancelled",
+    "deadline_exceeded", "cancelled", "artifact_unavailable", "artifact_mismatch",
+    "file_unavailable",
 ]
 
 

@@ -176,6 +176,30 @@ PAGES: Final[dict[str, tuple[str, str, str, bool, Blame]]] = {
         False,
         "plugin",
     ),
+    "artifact_unavailable": (
+        "The artifact cannot be handed to the plugin",
+        "An artifact is a regular file of the home's artifacts/, named by its id, of at most "
+        "limits.artifact_bytes_max of policy.toml bytes.",
+        "Put the artifact into the store under exactly this id, or raise the limit.",
+        False,
+        "operator",
+    ),
+    "artifact_mismatch": (
+        "The artifact is not the one that the reference promises",
+        "Size and SHA-256 of the stored bytes are compared with the reference while they are "
+        "copied for the call.",
+        "Make the reference anew from the bytes that are meant.",
+        False,
+        "client",
+    ),
+    "file_unavailable": (
+        "A file that the method names cannot be handed to the plugin",
+        "It must be a regular file beneath its root, readable by the gateway, and no part of its "
+        "path may be a link.",
+        "Look with `omega-gateway plugins show ID` which files the method names, and mend them.",
+        False,
+        "operator",
+    ),
     "nondeterministic_output": (
         "A deterministic method gave two different outputs",
         "Both answers are withheld; the difference is evidence in the ledger.",

@@ -183,6 +183,7 @@ def _method(
         deterministic=described.deterministic,
         timeout_ms=described.timeout_ms or more.timeout_ms or default.timeout_ms,
         idempotent=described.idempotent or more.idempotent,
+        files=more.files,
     )
 
 

@@ -31,6 +31,7 @@ from schemas.names import (
     Name,
     PayloadKind,
     PluginId,
+    RootedPath,
     TimeoutMs,
     VersionText,
 )
@@ -55,6 +56,7 @@ class SourceLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SourceMethod(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[methods.NAME]`: what the signature in plugin.py cannot say.
 
+    `files` are files of named roots that `ctx.files` opens, ROOT/PATH by the name used there.
     `input_schema` and `output_schema` name JSON Schema files, for methods that take or give a
     `JSONPayload`.
     """
@@ -65,6 +67,7 @@ class SourceMethod(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_schema: FilePath | None = None
     input_media_types: tuple[MediaType, ...] = ()
     output_media_types: tuple[MediaType, ...] = ()
+    files: dict[Name, RootedPath] = {}
 
 
 class PluginSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -39,9 +39,10 @@ _EXITS: Final[dict[int, str]] = {
         connection_refused key_unknown duplicate_request request_unknown json_not_canonical
         json_too_large json_too_deep text_too_large payload_kind_not_accepted
         input_schema_violation output_schema_violation output_kind_mismatch output_not_canonical
-        output_reference_unknown nondeterministic_output unknown_plugin unknown_version
-        unknown_method plugin_not_enabled plugin_quarantined revoked in_flight_limit queue_full
-        quota_exceeded circuit_open cancelled abandoned worker_lost worker_start_failed
+        output_reference_unknown artifact_unavailable artifact_mismatch file_unavailable
+        nondeterministic_output unknown_plugin unknown_version unknown_method plugin_not_enabled
+        plugin_quarantined revoked in_flight_limit queue_full quota_exceeded circuit_open
+        cancelled abandoned worker_lost worker_start_failed
         worker_crash_loop worker_protocol_violation call_process_failed plugin_error invalid_input
         cannot_answer plugin_crashed plugin_load_failed system_call_forbidden cpu_limit_exceeded
         wall_limit_exceeded memory_limit_exceeded output_limit_exceeded output_invalid

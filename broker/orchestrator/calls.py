@@ -281,3 +281,25 @@ def _reference_misfit(given: Payload, payload: Payload) -> Misfit | None:
     return Misfit(
         RefusalCode.OUTPUT_REFERENCE_UNKNOWN, "the output names a reference the input did not hold"
     )
+
+
+_FIGURES = {
+    RefusalCode.ARTIFACT_MISMATCH: "found {used} bytes, the reference says {allowed}",
+    RefusalCode.ARTIFACT_UNAVAILABLE: "the reference says {used} bytes, allowed are {allowed}",
+}
+
+
+def failure_words(
+    code: RefusalCode, used: int | None, allowed: int | None
+) -> tuple[str, str]:
+    """Word a worker's failure: the sentence with its figures, if it has any, and the place.
+
+    Args:
+        code: what the call ends with.
+        used, allowed: in the unit of the limit, or of the size, that the code is about.
+    """
+    where = "$.payload" if code in _FIGURES else ""
+    if used is None or allowed is None:
+        return "", where
+    words = _FIGURES.get(code, "used {used}, allowed {allowed}")
+    return words.format(used=used, allowed=allowed), where

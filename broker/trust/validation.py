@@ -296,6 +296,14 @@ def _methods(manifest: PluginManifest) -> Iterator[Problem]:
     for name, method in manifest.methods.items():
         for side, spec in (("input", method.input), ("output", method.output)):
             yield from _payload(spec, f"$.methods.{name}.{side}", manifest)
+        for file, path in method.files.items():
+            needed = f"fs.read:{path.partition('/')[0]}"
+            if needed not in manifest.capabilities:
+                yield problem(
+                    RefusalCode.MANIFEST_INVALID, f"$.methods.{name}.files.{file}", path,
+                    f"a file of a root that the plugin asks for with {needed}",
+                    f'Add "{needed}" to the capabilities.',
+                )
         if method.deterministic and unsteady:
             yield problem(
                 RefusalCode.MANIFEST_INVALID, f"$.methods.{name}.deterministic", "true",

@@ -16,9 +16,6 @@ from sandbox_worker.jail import linux
 from sandbox_worker.jail.linux import Memory, Prepared, expect
 from schemas.remedies import LIMITS, OUTER
 
-CALL_DESCRIPTORS = 4
-"""Descriptors 0 to 3; only 3 is open."""
-
 ZYGOTE_DESCRIPTORS = 128
 """Room for the job sockets of one message and nothing like a leak."""
 
@@ -51,18 +48,19 @@ def limit_zygote() -> None:
         expect("resource limits", resource.getrlimit(kind) == pair, OUTER)
 
 
-def call_limits(memory_mb: int, cpu_ms: int) -> tuple[Prepared, ...]:
+def call_limits(memory_mb: int, cpu_ms: int, descriptors: int) -> tuple[Prepared, ...]:
     """The limits of one call process, prepared.
 
     Args:
         memory_mb: address space in MiB, the interpreter's own mappings included.
         cpu_ms: processor time; RLIMIT_CPU gets the next whole second after it.
+        descriptors: one more than the largest number it may have.
     """
     seconds = cpu_ms // 1000 + 1
     pairs = {
         resource.RLIMIT_AS: (memory_mb << 20, memory_mb << 20),
         resource.RLIMIT_CPU: (seconds, seconds + 1),
-        resource.RLIMIT_NOFILE: (CALL_DESCRIPTORS, CALL_DESCRIPTORS),
+        resource.RLIMIT_NOFILE: (descriptors, descriptors),
     }
     return tuple(
         linux.prepared(linux.PRLIMIT64, 0, kind, Memory(struct.pack("=QQ", *pair)), 0)

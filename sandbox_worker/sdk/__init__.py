@@ -5,6 +5,7 @@ every module that a call process inherits makes each call slower.
 """
 
 from sandbox_worker.sdk.api import CannotAnswer, Context, InvalidInput, MethodOptions, method
+from sandbox_worker.sdk.handed import HandedFile
 from sandbox_worker.sdk.payloads import (
     BinaryRefPayload,
     DatasetSlicePayload,
@@ -17,6 +18,7 @@ __all__ = [
     "CannotAnswer",
     "Context",
     "DatasetSlicePayload",
+    "HandedFile",
     "InvalidInput",
     "JSONPayload",
     "MethodOptions",

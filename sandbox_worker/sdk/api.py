@@ -6,10 +6,12 @@ the manifest; a context can report and read what was handed in, and reaches noth
 
 from __future__ import annotations
 
+from sandbox_worker.sdk.handed import FIRST_DESCRIPTOR, HandedFile, HandedFiles
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     # Never true when running: a call process inherits no module that it does not need.
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import TypeVar
 
     Function = TypeVar("Function", bound=Callable[..., object])
@@ -66,9 +68,11 @@ class Context:
         request_id: the id of OMEGA's request.
         method: the name under which the function was invoked.
         env: the values granted by `env.read:NAME`, by name.
+        files: the open files that the manifest names for the method, by name; `fs.read:ROOT`.
     """
 
-    __slots__ = ("_log", "_progress", "_resources", "env", "method", "request_id")
+    __slots__ = ("_artifact", "_log", "_progress", "_resources", "env", "files", "method",
+                 "request_id")  # fmt: skip
 
     def __init__(
         self,
@@ -87,6 +91,31 @@ class Context:
         self._resources = resources or {}
         self._progress = progress
         self._log = log
+        self._artifact: HandedFile | None = None
+        self.files = HandedFiles()
+
+    def hand(self, handed: Iterable[tuple[str, int]]) -> None:
+        """Take what the call process was handed: names and sizes, in the order of descriptors.
+
+        The artifact has no name. For the call process alone.
+        """
+        for number, (name, size) in enumerate(handed, FIRST_DESCRIPTOR):
+            file = HandedFile(number, size)
+            if name:
+                self.files[name] = file
+            else:
+                self._artifact = file
+
+    @property
+    def artifact(self) -> HandedFile:
+        """The artifact that the input refers to, open for reading; `artifact.read`.
+
+        Raises:
+            PermissionError: the capability is not granted, or the input is no artifact.
+        """
+        if self._artifact is None:
+            raise PermissionError(1, "artifact.read is not granted, or the input is no artifact")
+        return self._artifact
 
     def progress(self, fraction: float, note: str = "") -> None:
         """Tell OMEGA how far the call is, from 0.0 to 1.0, with a note of at most 1 KiB."""

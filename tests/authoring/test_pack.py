@@ -208,6 +208,14 @@ MISTAKES = {
     "a version that is none": (
         PLUGIN, TOML.replace("1.2.3", "01.2.3"), "$.version", "01.2.3"
     ),
+    "a file of a root that is not asked for": (
+        PLUGIN, TOML + '[methods.count.files]\nwords = "corpus/words.txt"\n',
+        "$.methods.count.files.words", "corpus/words.txt",
+    ),
+    "a file that climbs": (
+        PLUGIN, TOML + '[methods.count.files]\nwords = "corpus/../words.txt"\n',
+        "plugin.toml.methods.count.files.words", "corpus/../words.txt",
+    ),
     "a deterministic method with a clock": (
         PLUGIN, TOML + 'capabilities = ["clock.read"]\n', "$.methods.count.deterministic", "true"
     ),
@@ -224,6 +232,16 @@ def test_each_mistake_of_an_author_is_told_with_its_place(name: str, tmp_path: P
     assert len(told) == 1, told
     assert told[0][0] == where
     assert found in told[0][1]
+
+
+def test_files_of_roots_come_into_the_manifest(tmp_path: Path):
+    """What plugin.toml names for a method is what the manifest says, and nothing else is."""
+    toml = TOML + (
+        'capabilities = ["fs.read:corpus"]\n[methods.count.files]\nwords = "corpus/en/w.txt"\n'
+    )
+    made = packed(plugin_folder(tmp_path / "plugin", PLUGIN, toml)).manifest
+    assert made.methods["count"].files == {"words": "corpus/en/w.txt"}
+    assert packed(plugin_folder(tmp_path / "bare")).manifest.methods["count"].files == {}
 
 
 def test_all_mistakes_of_a_folder_come_at_once(tmp_path: Path):

@@ -133,6 +133,14 @@ _WRONG_MANIFESTS: dict[str, dict[str, object]] = {
     "no method": {"methods": {}},
     "a dunder method": {"methods": {"__init__": {"input": {"kind": "text"},
                                                  "output": {"kind": "text"}}}},
+    **{f"a method's file {name}": {"methods": {"count": {
+        "input": {"kind": "text"}, "output": {"kind": "text"}, "files": files,
+    }}} for name, files in {
+        "that climbs": {"words": "corpus/../secret"}, "that is absolute": {"words": "/etc/passwd"},
+        "without a root": {"words": "words.txt"}, "of no name": {"": "corpus/words.txt"},
+        "of a hidden folder": {"words": "corpus/.ssh/id"},
+        "too many": {f"f{number}": "corpus/words.txt" for number in range(16)},
+    }.items()},
     "an untyped method": {"methods": {"count": {}}},
     "a fifth payload kind": {"methods": {"count": {"input": {"kind": "any"},
                                                    "output": {"kind": "text"}}}},

@@ -14,7 +14,7 @@ from broker.trust.signatures import key_id
 from broker.trust.validation import ValidationContext, load_registered, validate_bundle
 from schemas.canonical import canonical_bytes
 from schemas.manifest import PAYLOAD_TYPES, SOURCE_BYTES_MAX, Limits, Method, PayloadSpec
-from schemas.policy import LimitMaxima, Policy
+from schemas.policy import GrantRule, LimitMaxima, Policy
 from schemas.refusals import RefusalCode
 from schemas.trust import Publisher
 from tests.trust.builders import (
@@ -206,6 +206,24 @@ CASES: dict[str, Case] = {
         lambda: bundle(manifest(capabilities=("net.connect",))),
         lambda: context(granted={"word-count": ["net.connect"]}),
         [("capability_refused", "$.capabilities[0]")],
+    ),
+    "a file of a root that is not asked for": (
+        lambda: bundle(manifest(methods=_methods(
+            more=Method(PayloadSpec("text"), JSON, files={"words": "corpus/en/words.txt"})
+        ))), context, [("manifest_invalid", "$.methods.more.files.words")],
+    ),
+    "a file of a granted root": (
+        lambda: bundle(manifest(capabilities=("fs.read:corpus",), methods=_methods(
+            more=Method(PayloadSpec("text"), JSON, files={"words": "corpus/en/words.txt"})
+        ))),
+        lambda: context(policy=Policy(
+            grants={"word-*": GrantRule(("fs.read:corpus",))}, roots={"corpus": "/srv"},
+        )), [],
+    ),
+    "a value that the policy does not hold": (
+        lambda: bundle(manifest(capabilities=("env.read:LANG",))),
+        lambda: context(granted={"word-count": ["env.read:LANG"]}),
+        [("capability_not_granted", "$.capabilities[0]")],
     ),
     "a capability twice": (
         lambda: bundle(manifest(capabilities=("artifact.read", "artifact.read"))),
