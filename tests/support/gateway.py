@@ -173,11 +173,17 @@ def echo(context: Context, text: TextPayload) -> TextPayload:
 
 @contextlib.contextmanager
 def running_gateway(
-    config: str = "", environment: dict[str, str] | None = None
+    config: str = "", environment: dict[str, str] | None = None, policy: str = ""
 ) -> Iterator[RunningGateway]:
-    """Make a home, serve it, and clean up whatever happens."""
+    """Make a home, serve it, and clean up whatever happens.
+
+    `policy` is added to policy.toml; `{corpus}` in it stands for the folder `corpus` beside the
+    home.
+    """
     with tempfile.TemporaryDirectory(prefix="og-") as folder:
         gateway = RunningGateway(Path(folder), config, environment)
+        with (gateway.home / "policy.toml").open("a") as file:
+            file.write(policy.replace("{corpus}", f"{folder}/corpus"))
         try:
             gateway.start()
             yield gateway
