@@ -24,6 +24,7 @@ from broker.lifecycle import GATEWAY, MAY_SEND
 from broker.orchestrator.calls import Call, StepOf, commitment
 from broker.orchestrator.fleet import Pool, Worker
 from broker.orchestrator.pipelines import Pipelines
+from broker.reload import Settings, take_settings
 from broker.state import State
 from broker.supervision import Supervision
 from schemas import codec
@@ -421,7 +422,13 @@ class Core:
                          receipt=True)
         return state.take()
 
-    # --- stopping ---
+    # --- settings, and stopping ---
+
+    def reload(self, settings: Settings, now: int) -> list[Effect]:
+        """Go on under other settings; every fixed section must be the same."""
+        state = self._at(now)
+        take_settings(state, settings, self._workers, self._invocations.end_revoked)
+        return state.take()
 
     def drain(self, now: int) -> list[Effect]:
         """Begin to stop: take no new call, let those in flight finish within `drain_ms`."""

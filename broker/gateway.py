@@ -49,6 +49,7 @@ from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import Exited, LocalLauncher, Started
 from broker.ledger.commit import Appended, Ledger
 from broker.policy import approved_modules, grant_values, package_folder
+from broker.reload import Settings
 from broker.sockets import TransportRefused
 from broker.transport import SendOutcome, Transport
 from schemas import codec
@@ -82,15 +83,22 @@ class BundleStore(Protocol):
         """Give the path of a bundle's file."""
 
 
+class Signalled(NamedTuple):
+    """How many requests to stop came, and the settings to go on under if they were read again."""
+
+    stops: int
+    settings: Settings | None = None
+
+
 class SignalSource(Protocol):
-    """Signals to the process, as something to watch; only requests to stop are counted."""
+    """Signals to the process, as something to watch."""
 
     @property
     def fd(self) -> int:
         """The descriptor that becomes readable when there are signals."""
 
-    def take(self) -> int:
-        """Give how many requests to stop came since the last time."""
+    def take(self) -> Signalled:
+        """Give what came since the last time."""
 
 
 class Clock(Protocol):
@@ -231,7 +239,10 @@ class Gateway:
         core = self._core
         effects: list[Effect] = []
         if fd == self._signals.fd:
-            for _ in range(self._signals.take()):
+            signalled = self._signals.take()
+            if signalled.settings is not None:
+                effects += core.reload(signalled.settings, now)
+            for _ in range(signalled.stops):
                 draining = core.state.gateway != "serving"
                 effects += core.stop(now) if draining else core.drain(now)
             return effects

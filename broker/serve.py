@@ -13,12 +13,13 @@ line gives it its exit status. Source: docs/ARCHITECTURE.md, section "Start".
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 import zmq
@@ -26,9 +27,10 @@ from nacl.signing import SigningKey
 
 from broker.administration import loaded_plugin
 from broker.bundles import BundleFolder
+from broker.configured import HomeRefused
 from broker.core import Core
 from broker.descriptors import raise_descriptor_limit
-from broker.gateway import Gateway
+from broker.gateway import Gateway, Signalled
 from broker.home import Home, find_home, load_home, prepare_run_directory, settle_trust
 from broker.inventory import Inventory
 from broker.launchers.external import ExternalLauncher
@@ -37,6 +39,7 @@ from broker.ledger.commit import Ledger
 from broker.ledger.watchdog import FlushWatchdog
 from broker.log import Log, open_log
 from broker.policy import policy_digest
+from broker.reload import Settings, fixed_difference
 from broker.seal import refuse_connections, seal_broker
 from broker.state import Edge, KnownKey, State
 from broker.transport import FrontSetup, Transport, TransportRefused
@@ -52,6 +55,7 @@ from schemas.events import (
 )
 from schemas.manifest import BUNDLE_BYTES_MAX
 from schemas.names import API_VERSION, FRAME_BYTES_MAX_ADMIN, FRAME_BYTES_MAX_OMEGA
+from schemas.refusals import RefusalCode
 
 
 class SystemClock:
@@ -80,12 +84,13 @@ class SystemClock:
 class StopSignals:
     """SIGTERM and SIGINT as a descriptor to watch: each is one request to stop.
 
-    SIGHUP, also a terminal that was closed, ends nothing.
+    SIGHUP reads gateway.toml and policy.toml again; also a terminal that was closed ends nothing.
     """
 
-    def __init__(self, log: Log) -> None:
-        """Catch the signals from here on."""
+    def __init__(self, log: Log, reread: Callable[[], Settings]) -> None:
+        """Catch the signals from here on; `reread` gives what the files say now."""
         self._log = log
+        self._reread = reread
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -96,17 +101,44 @@ class StopSignals:
         """The descriptor that becomes readable when a signal came."""
         return self._read
 
-    def take(self) -> int:
-        """Give how many requests to stop came since the last time."""
+    def take(self) -> Signalled:
+        """Give what came since the last time; settings that cannot be taken change nothing."""
         numbers = b""
         with contextlib.suppress(BlockingIOError):
             numbers = os.read(self._read, 64)
-        if signal.SIGHUP in numbers:
-            # Where the terminal is gone, stderr may be too.
+        settings = self._settings() if signal.SIGHUP in numbers else None
+        stops = sum(number in (signal.SIGTERM, signal.SIGINT) for number in numbers)
+        return Signalled(stops, settings)
+
+    def _settings(self) -> Settings | None:
+        # Where the terminal is gone, stderr may be too.
+        try:
+            settings = self._reread()
+        except (HomeRefused, TransportRefused, OSError) as error:
             with contextlib.suppress(OSError):
-                self._log.warning("SIGHUP is ignored; gateway.toml and policy.toml are read at "
-                                  "the start")
-        return sum(number in (signal.SIGTERM, signal.SIGINT) for number in numbers)
+                self._log.error("settings not changed", reason=str(error))
+            return None
+        with contextlib.suppress(OSError):
+            self._log.info("settings read again", policy_sha256=settings.policy_sha256)
+        return settings
+
+
+def _reread(home: Home, overrides: dict[str, str]) -> Settings:
+    """Read a home's configuration and policy again.
+
+    Raises:
+        HomeRefused: something is wrong with a file, or a section changed that needs a new start.
+        TransportRefused: the machine allows fewer descriptors than these bounds may need.
+    """
+    fresh = load_home(home.path, overrides=overrides)
+    section = fixed_difference(home.config, fresh.config)
+    if section is not None:
+        raise HomeRefused(
+            RefusalCode.CONFIG_INVALID,
+            f"{home.path}/gateway.toml: {section} changed, which needs a new start",
+        )
+    raise_descriptor_limit(fresh.config, tcp_fronts=len(home.tcp_ports))
+    return Settings(fresh.config, fresh.policy, policy_digest(fresh.policy))
 
 
 def serve(home_path: str | None, overrides: dict[str, str]) -> int:
@@ -132,7 +164,7 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         launcher = LocalLauncher.start(worker_stderr=home.config.domain == "development")
         stack.callback(launcher.close)
         external = ExternalLauncher(home.run_directory)
-        signals = StopSignals(log)
+        signals = StopSignals(log, functools.partial(_reread, home, overrides))
         crowd_max = raise_descriptor_limit(home.config, tcp_fronts=len(home.tcp_ports))
         seal_broker(writable=home.writable, tcp_ports=home.tcp_ports)
         transport = _open_transport(home, crowd_max)

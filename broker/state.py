@@ -131,6 +131,13 @@ class State:
         self._trusted: dict[tuple[str, str], bool] = {}
         self._trusted_moment = (0, 0)
 
+    def reconfigure(self, config: GatewayConfig) -> None:
+        """Hold everything from now on to other bounds and times."""
+        self.config = config
+        self.fleet.reconfigure(config.times, config.workers)
+        self.breakers.config = config.breaker
+        self.drops.per_second_max = config.limits.bad_frames_per_s_max
+
     # --- effects ---
 
     def take(self) -> list[Effect]:

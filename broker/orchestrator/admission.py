@@ -80,13 +80,13 @@ class DropBudget:
 
     def __init__(self, *, per_second_max: int) -> None:
         """Begin with a bound in events a second for each authenticated peer."""
-        self._per_second_max = per_second_max
+        self.per_second_max = per_second_max
         self._seconds: dict[tuple[Plane, str], _Second] = {}
 
     def tell(self, drop: FrameDrop, now_us: int) -> bool:
         """Say whether this drop is told on its own; otherwise it is counted."""
         second = self._seconds.setdefault((drop.plane, drop.peer), _Second(now_us))
-        if second.told < (1 if drop.peer == "unknown" else self._per_second_max):
+        if second.told < (1 if drop.peer == "unknown" else self.per_second_max):
             second.told += 1
             return True
         second.counted += drop.count

@@ -49,7 +49,7 @@ class Breakers:
 
     def __init__(self, config: BreakerConfig) -> None:
         """Begin with all closed."""
-        self._config = config
+        self.config = config
         self._breakers: dict[Key, Breaker] = {}
 
     def not_closed(self) -> list[tuple[Key, Breaker]]:
@@ -66,8 +66,8 @@ class Breakers:
             return None
         if breaker.state == "open" and now_us < breaker.rest_until_us:
             return (breaker.rest_until_us - now_us) // 1000 + 1
-        if breaker.trying >= self._config.probes_max:
-            return self._config.rest_ms
+        if breaker.trying >= self.config.probes_max:
+            return self.config.rest_ms
         return None
 
     def let_through(self, key: Key, version: str, now_us: int) -> tuple[bool, Change | None]:
@@ -117,7 +117,7 @@ class Breakers:
             return self._tried(key, breaker, now_us, failed=failed) if trying else None
         if breaker.state == "open":
             return None
-        config = self._config
+        config = self.config
         breaker.recent.append(failed)
         if len(breaker.recent) > config.window_calls:
             breaker.recent.popleft()
@@ -141,13 +141,13 @@ class Breakers:
         if failed:
             return self._open(breaker, now_us, "failed", "it failed again")
         breaker.well += 1
-        if breaker.well < self._config.probes_max:
+        if breaker.well < self.config.probes_max:
             return None
         del self._breakers[key]
         return self._step(breaker, "well", f"{breaker.well} calls went well")
 
     def _open(self, breaker: Breaker, now_us: int, event: BreakerEvent, reason: str) -> Change:
-        config = self._config
+        config = self.config
         breaker.trips += 1
         rest_ms = min(config.rest_ms_max, config.rest_ms * 2 ** min(breaker.trips - 1, 20))
         breaker.rest_until_us = now_us + rest_ms * 1000

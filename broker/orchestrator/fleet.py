@@ -124,6 +124,11 @@ class Fleet:
         self.by_incarnation: dict[str, Worker] = {}
         self._calm_us = 0
 
+    def reconfigure(self, times: TimesConfig, workers: WorkersConfig) -> None:
+        """Hold workers from now on to other times and bounds."""
+        self._times = times
+        self._config = workers
+
     def pool(self, plugin: str, version: str) -> Pool:
         """Give the pool of one version."""
         key = (plugin, version)

@@ -14,9 +14,11 @@ from typing import Any
 import msgspec
 
 from broker.effects import Origin
+from broker.gateway import Signalled
 from broker.launchers.orders import Exited, Report, Started, StartFailed
 from broker.ledger.commit import Appended
 from broker.ledger.errors import LedgerFailure, PositionUnknown
+from broker.reload import Settings
 from broker.transport import SendOutcome, WorkerEndpoint
 from schemas import codec
 from schemas.events import Event, EventFields, FrameOut
@@ -54,17 +56,19 @@ class FakeClock:
 
 
 class FakeSignals:
-    """Requests to stop that the world makes."""
+    """Requests to stop that the world makes, and settings to go on under."""
 
     fd = SIGNALS_FD
 
     def __init__(self) -> None:
         self.waiting = 0
+        self.settings: Settings | None = None
 
-    def take(self) -> int:
-        """Give the requests that came."""
-        waiting, self.waiting = self.waiting, 0
-        return waiting
+    def take(self) -> Signalled:
+        """Give what came."""
+        signalled = Signalled(self.waiting, self.settings)
+        self.waiting, self.settings = 0, None
+        return signalled
 
 
 @dataclass

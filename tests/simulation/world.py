@@ -30,6 +30,7 @@ from broker.inventory import Inventory
 from broker.ledger.errors import LedgerFailure
 from broker.orchestrator.calls import LoadedPlugin
 from broker.policy import policy_digest
+from broker.reload import Settings
 from broker.state import Edge, KnownKey, State
 from broker.trust.validation import ValidationContext, validate_bundle
 from schemas import codec
@@ -296,6 +297,9 @@ class World(Clients):
             # The second request, while the first still lets calls finish, is to stop at once.
             self.signals.waiting += 1
             self.turn([Readable(SIGNALS_FD)])
+        elif dice < 0.021:
+            self.signals.settings = self.settings()
+            self.turn([Readable(SIGNALS_FD)])
         elif dice < 0.03:
             self.clock.wall += self.random.randint(-3600, 3600) * 1_000_000
         self.clock.mono += self.random.choice((10, 500, 3_000, 10_000, 60_000))
@@ -313,6 +317,18 @@ class World(Clients):
             if arrival is not None:
                 arrivals.append(arrival)
         self.turn(arrivals)
+
+    def settings(self) -> Settings:
+        """Make other settings: bounds and quotas that somebody might come to write."""
+        quotas = msgspec.structs.replace(
+            POLICY.quotas, in_flight_max=self.random.randint(2, 6),
+            weight=self.random.randint(1, 9), plugins=self.random.choice(
+                ({}, POLICY.quotas.plugins)),
+        )
+        policy = msgspec.structs.replace(POLICY, quotas=quotas)
+        limits = msgspec.structs.replace(CONFIG.limits, queue_max=self.random.randint(1, 5))
+        return Settings(msgspec.structs.replace(CONFIG, limits=limits), policy,
+                        policy_digest(policy))
 
     def ask(self, key: str, message: msgspec.Struct) -> FrontFrames:
         """Send a request at once in a turn of its own, as setup does."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.client import AdminClient, GatewayError, NotAuthorised, OmegaClient, Refused
+from broker.client import AdminClient, Call, GatewayError, NotAuthorised, OmegaClient, Refused
 from broker.home import load_home
 from schemas.events import (
     Event,
@@ -27,6 +27,7 @@ from schemas.events import (
     LedgerClose,
     PluginQuarantine,
     PluginReject,
+    PolicyChange,
     WorkerExit,
 )
 from schemas.refusals import RefusalCode
@@ -198,14 +199,35 @@ def test_a_schema_that_is_not_admitted_any_more_costs_its_version_only() -> None
 # --- signals and starts ---
 
 
-def test_sighup_ends_nothing(gateway: RunningGateway) -> None:
-    """A closed terminal or an operator's habit: the gateway says that it ignores it, and serves."""
-    gateway.omega().status()
+def test_sighup_takes_settings_as_a_whole_or_not_at_all(gateway: RunningGateway) -> None:
+    """Other quotas hold at once; what is wrong, or bound at the start, changes nothing."""
+    gateway.install(gateway.write_plugin("echo-plugin", ECHO))
+    omega, policy = gateway.omega(), gateway.home / "policy.toml"
+    before = policy.read_text()
 
-    os.kill(gateway.pid, signal.SIGHUP)
+    def hang_up(expected: bytes) -> None:
+        told = gateway.log.read_bytes().count(expected)
+        os.kill(gateway.pid, signal.SIGHUP)
+        wait_for("the log line", lambda: gateway.log.read_bytes().count(expected) > told)
 
-    wait_for("the log line", lambda: b"SIGHUP is ignored" in gateway.log.read_bytes())
-    assert gateway.omega().status().state == "serving"
+    policy.write_text(before + "\n[quotas]\ncalls_per_second_max = 1\nwindow_ms = 60000\n")
+    hang_up(b"settings read again")
+    wait_for("the policy's event", lambda: any(
+        isinstance(event.fields, PolicyChange) and event.fields.previous_sha256
+        for event in gateway.events()
+    ))
+    calls = [Call("echo-plugin", "echo", "x", timeout=15) for _ in range(20)]
+    refused = [one for _, one in omega.invoke_many(calls) if isinstance(one, Refused)]
+    assert {one.code for one in refused} == {RefusalCode.QUOTA_EXCEEDED}
+    assert all(one.refusal.retry_after_ms for one in refused)
+
+    policy.write_text(before + "\n[quotas]\nno_such_line = 1\n")
+    hang_up(b"settings not changed")
+    policy.write_text(before)
+    config = gateway.home / "gateway.toml"
+    config.write_text(config.read_text() + '\n[ledger]\ndurability = "process"\n')
+    hang_up(b"needs a new start")
+    assert omega.status().state == "serving"
     assert gateway.stop() == 0
 
 

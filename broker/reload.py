@@ -1,0 +1,77 @@
+"""Another configuration or policy while the gateway runs: all of it or nothing.
+
+Rules this file keeps: a part that cannot change while sockets and ledger are open refuses the
+whole; a policy that takes something away ends what runs under it at once, one that gives more or
+changes a value replaces workers one after the other; a changed policy is an event.
+
+It leaves reading files to `broker.home` and the signal to `broker.gateway`. Source: specification
+section 6; docs/LEDGER.md, `policy.change`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from broker.config import GatewayConfig
+from broker.orchestrator.calls import Call
+from broker.policy import effective
+from broker.state import State
+from broker.supervision import Supervision
+from schemas.events import PolicyChange
+from schemas.policy import Policy
+
+FIXED: Final = ("format", "domain", "log_id", "omega", "admin", "ledger", "log")
+"""What is bound when the gateway starts."""
+
+
+class Settings(NamedTuple):
+    """What a home's two files say."""
+
+    config: GatewayConfig
+    policy: Policy
+    policy_sha256: str
+
+
+def fixed_difference(before: GatewayConfig, after: GatewayConfig) -> str | None:
+    """Name a section that differs and needs a new start, or None."""
+    for name in FIXED:
+        if getattr(before, name) != getattr(after, name):
+            return name
+    return None
+
+
+def take_settings(
+    state: State, settings: Settings, workers: Supervision, end_revoked: Callable[[Call], None]
+) -> None:
+    """Go on under other settings.
+
+    Args:
+        state: the core's memory.
+        settings: checked, and equal to the present ones in every fixed section.
+        workers: ends and replaces workers.
+        end_revoked: ends a call whose right was taken away.
+    """
+    state.reconfigure(settings.config)
+    if settings.policy_sha256 == state.policy_sha256:
+        return
+    state.append(PolicyChange(
+        sha256=settings.policy_sha256, previous_sha256=state.policy_sha256, actor="home"
+    ))
+    state.policy, state.policy_sha256 = settings.policy, settings.policy_sha256
+    for worker in list(state.fleet.by_incarnation.values()):
+        record = state.inventory.plugins.get(worker.plugin)
+        loaded = state.plugins.get((worker.plugin, worker.version))
+        granted: set[str] = set()
+        if record is not None and loaded is not None:
+            granted = set(effective(
+                worker.plugin, loaded.manifest.capabilities, state.policy, record.grants
+            ).granted)
+        if not set(worker.grants) <= granted:
+            for call in list(worker.calls.values()):
+                end_revoked(call)
+            workers.kill(worker, "revoked", failed=False)
+        else:
+            # Values and folders of a capability, and modules, are handed over at the start.
+            worker.outgrown = True
+            state.later(state.now, "renew", worker.incarnation)
