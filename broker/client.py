@@ -235,6 +235,7 @@ class OmegaClient(_Client):
         *,
         version: str | None = None,
         timeout: float | None = None,
+        keep_alive: bool = False,
         request_id: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Result:
@@ -246,6 +247,7 @@ class OmegaClient(_Client):
             payload: a payload; a str is sent as text, a dict or list as JSON.
             version: an exact version or `^X.Y`; None takes the enabled one.
             timeout: in seconds; None takes the profile's.
+            keep_alive: whether the call ends when this client is gone.
             request_id: a fresh UUIDv4 of the caller's, so that another client can cancel it.
             on_progress: called with each progress note.
 
@@ -255,7 +257,7 @@ class OmegaClient(_Client):
             LedgerForked: the answer's evidence contradicts what this client knows.
             InvalidJson: the payload has no RFC 8785 form.
         """
-        call = Call(plugin, method, payload, version, timeout)
+        call = Call(plugin, method, payload, version, timeout, keep_alive)
         request = self._session.invoke(call, request_id, on_progress)
         return expect(self._exchange(request, self._session.timeout_s(timeout)), Result)
 

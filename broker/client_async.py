@@ -77,11 +77,12 @@ class AsyncOmegaClient:
         *,
         version: str | None = None,
         timeout: float | None = None,
+        keep_alive: bool = False,
         request_id: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Result:
         """Run one method of one plugin; see `OmegaClient.invoke`."""
-        call = Call(plugin, method, payload, version, timeout)
+        call = Call(plugin, method, payload, version, timeout, keep_alive)
         request = self._session.invoke(call, request_id, on_progress)
         outcome = await self._cancellable(request, self._session.timeout_s(timeout))
         return expect(outcome, Result)

@@ -45,13 +45,17 @@ ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
 
 
 class Call(NamedTuple):
-    """One invocation of many; `timeout` in seconds, None means the profile's."""
+    """One invocation; `timeout` in seconds, None means the profile's.
+
+    With `keep_alive` the gateway gives signs of life and ends the call when this client is gone.
+    """
 
     plugin: str
     method: str
     payload: PayloadLike
     version: str | None = None
     timeout: float | None = None
+    keep_alive: bool = False
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +170,7 @@ class Session:
                 timeout_ms=_milliseconds(self.timeout_s(call.timeout)),
                 commitment_key=key,
                 version=call.version,
+                keep_alive=call.keep_alive,
             ),
             key,
             on_progress,

@@ -43,6 +43,11 @@ _FORMS = ("text", "json_text", "file", "artifact", "dataset")
               "artifacts/, or with --sha256 and --size any.")
 @click.option("--sha256", metavar="HEX", help="The artifact's digest.")
 @click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="The artifact's size.")
+@click.option("--lines", metavar="F", help="A file with an input on each line: texts, or JSON if "
+              "its name ends in .ndjson or .jsonl; - is stdin. Answers come a line each.")
+@click.option("--in-flight", type=click.IntRange(1, 256), default=32, metavar="N",
+              help="With --lines: how many wait for their answers at once.")
+@click.option("--as-completed", is_flag=True, help="With --lines: answers as they come.")
 @click.option("--dataset", metavar="ID", help="A reference to a dataset of OMEGA's; needs --keys.")
 @click.option("--keys", metavar="K,…", help="The dataset's keys, with commas between them.")
 @click.option("--media-type", help="Of --text, --file or --artifact.")
@@ -51,19 +56,27 @@ _FORMS = ("text", "json_text", "file", "artifact", "dataset")
 @click.option("--version", metavar="V", help="An exact version or ^X.Y; else the enabled one.")
 def invoke(
     plugin: str, method: str, timeout: int | None, version: str | None, **given: str | int | None
-) -> None:
+) -> int:
     """Run one method of one plugin.
 
     The answer goes to stdout; receipt, usage and the commitment key go to stderr, or all of it into
     one object with --output json. Keep the commitment key if you want to prove later what was asked
     and answered.
     """
+    timeout_s = None if timeout is None else timeout / 1000
+    lines = given.pop("lines")
+    if lines is not None:
+        from broker.cli.many import invoke_lines
+
+        if any(given[form] is not None for form in _FORMS):
+            raise click.UsageError("--lines is the whole input")
+        return invoke_lines(
+            str(lines), plugin, method, version, timeout_s, int(given["in_flight"] or 1),
+            ordered=not given["as_completed"],
+        )
     payload = given_payload(given)
     with omega_client() as client:
-        result = client.invoke(
-            plugin, method, payload, version=version,
-            timeout=None if timeout is None else timeout / 1000,
-        )
+        result = client.invoke(plugin, method, payload, version=version, timeout=timeout_s)
     if session().output == "table":
         _print_answer(result.payload)
         show_tables(sys.stderr, Table([
@@ -75,9 +88,12 @@ def invoke(
             ("output sha256", result.output_sha256),
             ("commitment key", f"{result.commitment_key.hex()} (kept nowhere else)"),
         ]))
-        return
+        return 0
     indent = session().output == "json"
-    sys.stdout.buffer.write(json_bytes("omega.result/1", _document(result), indent=indent))
+    sys.stdout.buffer.write(
+        json_bytes("omega.result/1", result_document(result), indent=indent)
+    )
+    return 0
 
 
 def _usage(result: Result) -> str:
@@ -86,7 +102,8 @@ def _usage(result: Result) -> str:
             f"{used.max_rss_kb_upper_bound} KiB of memory, {used.output_bytes} bytes of answer")
 
 
-def _document(result: Result) -> dict[str, object]:
+def result_document(result: Result) -> dict[str, object]:
+    """Give a result as JSON."""
     import msgspec
 
     return {

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from broker.client import AsyncOmegaClient, OmegaClient, Refused
+from broker.client import AsyncOmegaClient, Call, OmegaClient, Refused
 from broker.client_session import new_request_id
 from broker.orchestrator.calls import commitment
 from schemas.events import InvokeAccept, InvokeEnd
@@ -218,3 +218,43 @@ def test_the_command_runs_a_file(gateway: RunningGateway, tmp_path: Path) -> Non
     invalid = command("pipeline", "run", str(file), home=gateway.home)
     assert invalid.code == 5
     assert "$.steps[0]" in invalid.err
+
+
+def test_lines_are_answered_line_by_line(gateway: RunningGateway, tmp_path: Path) -> None:
+    """A line in is a line out, also for the one that fails, and the exit code says so."""
+    words = tmp_path / "words.txt"
+    words.write_text("one\ntwo\nno\nfour\n")
+    shout = ("invoke", "shout-plugin", "shout", "--lines", str(words))
+
+    plain = command(*shout, home=gateway.home)
+    assert plain.out.splitlines() == ["ONE", "TWO", "", "FOUR"]
+    assert (plain.code, "line 3" in plain.err) == (1, True)
+
+    words.write_text("one\ntwo\n")
+    told = command(*shout, "--as-completed", "--in-flight", "1", "--output", "ndjson",
+                   home=gateway.home)
+    answers: list[dict[str, Any]] = [json.loads(line) for line in told.out.splitlines()]
+    assert [(one["line"], one["payload"]["text"]) for one in answers] == [(1, "ONE"), (2, "TWO")]
+    assert told.code == 0
+
+
+def test_a_call_of_a_client_that_went_is_stopped() -> None:
+    """With `keep_alive`, a client that is gone for the grace has its work ended."""
+    times = "\n[times]\npresence_ms = 200\npresence_grace_ms = 400\n"
+    with running_gateway(times) as running:
+        running.install(running.write_plugin(
+            "hang-plugin", HANG, limits="cpu_ms = 60000\nwall_ms = 60000\nmemory_mb = 256\n"
+            "output_bytes = 4096\nconcurrency = 4\n",
+        ))
+        with OmegaClient.from_home(str(running.home)) as omega:
+            call = omega._session.invoke(
+                Call("hang-plugin", "hang", TextPayload("x"), timeout=60, keep_alive=True), None,
+                None,
+            )
+            omega._send(call)
+            running.wait_for_event("the call", lambda event: isinstance(
+                event.fields, InvokeAccept) and event.fields.request_id == call[0])
+
+        end = running.wait_for_event("its end", lambda event: isinstance(event.fields, InvokeEnd))
+        assert isinstance(end.fields, InvokeEnd)
+        assert (end.fields.outcome, end.fields.code) == ("cancelled", RefusalCode.CANCELLED)
