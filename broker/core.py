@@ -21,7 +21,7 @@ from broker.effects import Effect, Origin
 from broker.inventory import Inventory
 from broker.invocations import Ending, Invocations
 from broker.lifecycle import GATEWAY, MAY_SEND
-from broker.orchestrator.calls import Call, StepOf, commitment
+from broker.orchestrator.calls import Call, StepOf, note_commitment
 from broker.orchestrator.fleet import Pool, Worker
 from broker.orchestrator.pipelines import Pipelines
 from broker.reload import Settings, take_settings
@@ -159,26 +159,8 @@ class Core:
             elif kind == "stop":
                 self._stop()
             else:
-                self._worker_due(kind, key)
+                self._workers.due(kind, key)
         return state.take()
-
-    def _worker_due(self, kind: str, incarnation: str) -> None:
-        worker = self.state.fleet.by_incarnation.get(incarnation)
-        if worker is None:
-            return
-        if kind == "start":
-            self._workers.start_overdue(worker)
-        elif kind == "ping":
-            self._workers.ping_due(worker)
-            self._workers.renew(worker)
-        elif kind == "renew":
-            self._workers.renew_due(worker)
-        elif kind == "witness":
-            self._workers.witness_due(worker)
-        elif kind == "drain" and worker.state == "draining":
-            self._workers.kill(worker, "drain_timeout", failed=False)
-        elif kind == "abort" and any(at <= self.state.now for at in worker.aborted.values()):
-            self._workers.kill(worker, "abort_ignored")
 
     def _at(self, now: int) -> State:
         self.state.now = now
@@ -301,7 +283,7 @@ class Core:
             FrameIn(plane="worker", peer=incarnation, type=type_name(message),
                     bytes=len(frame), call=number,
                     request_id=known.request_id if known else None,
-                    note_commitment=_note_commitment(message, known))
+                    note_commitment=note_commitment(message, known))
         )
         worker.heard_us = now
         if not self._from_known_worker(worker, message, known):
@@ -463,10 +445,3 @@ class Core:
     def idle(self) -> bool:
         """Whether nothing is in flight, so that a drain may end."""
         return not self.state.calls and not self.state.pipelines
-
-
-def _note_commitment(message: FromWorker, call: Call | None) -> str | None:
-    """Commit to what a plugin says about its progress: its words are evidence too."""
-    if call is None or not isinstance(message, CallProgress):
-        return None
-    return commitment(call.commitment_key, "progress", message.note.encode())

@@ -75,6 +75,25 @@ class Supervision:
         self._lost = lost
         self._room = room
 
+    def due(self, kind: str, incarnation: str) -> None:
+        """A timer of one worker rang; of one that is gone nothing is due."""
+        worker = self._state.fleet.by_incarnation.get(incarnation)
+        if worker is None:
+            return
+        if kind == "start":
+            self.start_overdue(worker)
+        elif kind == "ping":
+            self.ping_due(worker)
+            self.renew(worker)
+        elif kind == "renew":
+            self.renew_due(worker)
+        elif kind == "witness":
+            self.witness_due(worker)
+        elif kind == "drain" and worker.state == "draining":
+            self.kill(worker, "drain_timeout", failed=False)
+        elif kind == "abort" and any(at <= self._state.now for at in worker.aborted.values()):
+            self.kill(worker, "abort_ignored")
+
     # --- starting ---
 
     def ensure(self, pool: Pool) -> None:

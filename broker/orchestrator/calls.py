@@ -21,6 +21,7 @@ from broker.effects import Origin
 from broker.lifecycle import CallState
 from schemas.canonical import InvalidJson, JsonValue, check_canonical
 from schemas.manifest import Method, PayloadSpec, PluginManifest
+from schemas.messages import CallProgress, FromWorker
 from schemas.names import TEXT_BYTES_MAX
 from schemas.payloads import (
     PAYLOAD_KINDS,
@@ -126,6 +127,13 @@ def commitment(key: bytes, label: Literal["input", "output", "progress"], preima
         HMAC-SHA256(key, label ‖ 0x00 ‖ preimage) in hex. Source: RFC 2104; docs/WIRE.md.
     """
     return hmac.digest(key, label.encode() + b"\x00" + preimage, "sha256").hex()
+
+
+def note_commitment(message: FromWorker, call: Call | None) -> str | None:
+    """Commit to what a plugin says about its progress: its words are evidence too."""
+    if call is None or not isinstance(message, CallProgress):
+        return None
+    return commitment(call.commitment_key, "progress", message.note.encode())
 
 
 def fingerprint(key: bytes, plugin: str, version: str, method: str, preimage: bytes) -> str:
