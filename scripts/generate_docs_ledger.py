@@ -2,8 +2,8 @@
 
 `python -m scripts.generate_docs_ledger --rewrite` writes; alone it compares and exits 1 on a
 difference. The parts stand between `<!-- generated: NAME -->` and `<!-- end -->`: the page of all
-events, the shapes of their fields, and an example that a reader can recompute. The rest of the page
-is written by people.
+events, the shapes of their fields, an example that a reader can recompute, and what the audit asks.
+The rest of the page is written by people.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 import nacl.signing
 from msgspec import inspect
 
+from broker.evidence.audit import INVARIANTS
 from broker.evidence.prove import encode_bundle, encode_tlog_proof
 from schemas.events import EVENT_TYPES, GENESIS_HASH, EventFields, LedgerClose, encode_event
 from schemas.proof import Checkpoint, ProofBundle, ProofItem, VerifierKey, sign_note
@@ -131,10 +132,20 @@ def proof() -> list[str]:
     ]
 
 
+def audit() -> list[str]:
+    """List the invariants that an audit asks about."""
+    lines = ["| audit | invariant | what must hold |", "|---|---|---|"]
+    return lines + [
+        f"| {one.name} | {one.specification} | {one.sentence} |" for one in sorted(INVARIANTS)
+    ]
+
+
 def build() -> str:
     """Give the page with its generated parts as they must be."""
     text = PAGE.read_text("utf-8")
-    for name, lines in (("example", example()), ("proof", proof()), ("events", events())):
+    for name, lines in (
+        ("example", example()), ("proof", proof()), ("events", events()), ("audit", audit()),
+    ):
         mark = f"<!-- generated: {name} -->\n"
         before, found, rest = text.partition(mark)
         _, end, after = rest.partition("<!-- end -->")

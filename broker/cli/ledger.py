@@ -1,8 +1,8 @@
 """`ledger`: its head as the gateway signs it, its last lines, and whether all of it holds.
 
 Rules this file keeps: nothing is written. `head` asks the gateway and is held against what the
-profile knows; `tail` and `verify` read the files and need no gateway. It leaves verification to
-`broker.evidence.verify`.
+profile knows; `tail` reads the files and needs no gateway. It leaves `verify` and `audit` to
+`broker.cli.audits`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
+from broker.cli.audits import audit, verify
 from broker.cli.ends import INVALID, LEDGER, CommandError
 from broker.cli.options import home_option, output_option, read_options, session
 from broker.cli.output import Table, show
 from broker.cli.proofs import open_, prove
 
-if TYPE_CHECKING:
-    from broker.evidence.verify import VerificationReport
-
 FOLLOW_S: Final = 0.2
 """How often `tail -f` looks for new lines, in seconds."""
 _BLOCK_BYTES: Final = 65_536
-_FOLDER = click.Path(exists=True, file_okay=False)
 
 
 @click.group()
 def ledger() -> None:
-    """Read, verify and prove the ledger."""
+    """Read, verify, audit and prove the ledger."""
 
 
+ledger.add_command(verify)
+ledger.add_command(audit)
 ledger.add_command(prove)
 ledger.add_command(open_)
 
@@ -91,76 +90,6 @@ def tail(count: int, *, follow: bool) -> None:
     except KeyboardInterrupt:
         # The usual way to end a follower is no failure.
         return
-
-
-@ledger.command("verify")
-@home_option
-@output_option
-@click.argument("directory", type=_FOLDER, required=False)
-@click.option("--vkey", metavar="KEY", help="The verifier key; else that of the home.")
-@click.option("--anchor", type=_FOLDER, help="The anchor's folder; else that of the home.")
-@click.option("--from-start", is_flag=True, help="Read also what was verified before.")
-def verify(
-    directory: str | None, vkey: str | None, anchor: str | None, *, from_start: bool
-) -> int:
-    """Verify every byte of a ledger; ends with 7 when something is wrong.
-
-    Without DIRECTORY it is the home's ledger, with the home's key and anchor. A copy elsewhere is
-    verified with the key you give, else only against the key that it claims itself. Whole segments
-    that you verified before, and whose files did not change since, are not read again.
-    """
-    import msgspec
-
-    from broker.cli.progress import bar
-    from broker.evidence.memory import memory_path
-    from broker.evidence.verify import verify_directory
-    from schemas.proof import ProofError
-
-    if directory is None:
-        from broker.home import load_home
-
-        home = load_home(session().home_path())
-        directory, anchor = home.ledger, anchor or home.anchor
-        vkey = vkey or home.verifier_key
-    memory = memory_path(directory, os.environ)
-    try:
-        with bar("verifying") as progress:
-            report = verify_directory(
-                directory, verifier_key=vkey, anchor_directory=anchor, progress=progress,
-                processes=len(os.sched_getaffinity(0)), memory=memory, from_start=from_start,
-            )
-    except ProofError as error:
-        raise click.BadParameter(str(error), param_hint="--vkey") from None
-    document = {"directory": directory, **msgspec.to_builtins(report)}
-    show("omega.verification/1", document, _report_table(directory, report))
-    if not report.key_given:
-        click.echo("no key was given: the ledger agrees with the key that it names itself",
-                   err=True)
-    if not report.remembered:
-        click.echo(f"what was verified cannot be remembered in {memory}: the next run reads all",
-                   err=True)
-    if report.problem is not None:
-        place = "" if report.problem.offset is None else f" at byte {report.problem.offset}"
-        click.echo(f"{directory}/{report.problem.file}{place}: {report.problem.kind}: "
-                   f"{report.problem.sentence}", err=True)
-    return 0 if report.ok else LEDGER
-
-
-def _report_table(directory: str, report: VerificationReport) -> Table:
-    return Table([
-        ("ledger", directory),
-        ("holds", report.ok),
-        ("log_id", report.log_id),
-        ("events", report.events),
-        *([("verified before", f"{report.known} events")] if report.known else []),
-        ("segments", report.segments),
-        ("checkpoints", report.checkpoints),
-        ("newest over", f"{report.head_size} events"),
-        ("root", report.root),
-        ("against", ("the given key" if report.key_given else "its own key")
-         + (" and the anchor" if report.anchored else "")),
-        *([("torn bytes", report.torn_bytes)] if report.torn_bytes else []),
-    ])
 
 
 class _Tail:

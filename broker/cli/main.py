@@ -90,7 +90,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "invoke": Entry("Run one method of one plugin.", _invocations),
     "pipeline": Entry("Run a graph of methods.", _pipelines),
     "keys": Entry("Make, list and revoke client keys.", _keys),
-    "ledger": Entry("Read, verify and prove the ledger.", _ledger),
+    "ledger": Entry("Read, verify, audit and prove the ledger.", _ledger),
     "completion": Entry("Print the completion script of a shell.", _questions),
 }
 

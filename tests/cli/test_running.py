@@ -322,6 +322,19 @@ def test_the_ledger_is_read_and_verified_while_it_grows(home: Path):
     assert int(str(document["events"])) >= int(str(head["size"]))
 
 
+def test_the_ledger_is_audited_while_it_grows(home: Path):
+    """Every invariant holds in what this gateway did; the report names them one by one."""
+    done = gateway("ledger", "audit", "--output", "json", home=home)
+    assert (done.code, done.err) == (0, "")
+    report = done.document()
+    assert (report["schema"], report["ok"], report["key_given"]) == ("omega.audit/1", True, True)
+    verdicts = report["verdicts"]
+    assert isinstance(verdicts, list)
+    assert verdicts[0]["name"] == "AUD-01"
+    table = gateway("ledger", "audit", home=home).out
+    assert all(one["sentence"] in table for one in verdicts)
+
+
 def test_the_tail_follows(home: Path):
     """`tail -f` prints an event that happens while it runs, and Ctrl-C ends it with 0."""
     process = subprocess.Popen(
@@ -355,6 +368,9 @@ def test_a_flipped_byte_ends_with_seven(home: Path, tmp_path: Path):
     done = gateway("ledger", "verify", str(copy), "--output", "json", home=home)
     assert done.code == 7
     assert done.document()["ok"] is False
+    assert f"{segment} at byte 0" in done.err
+    done = gateway("ledger", "audit", str(copy), home=home)
+    assert (done.code, done.out) == (7, "")
     assert f"{segment} at byte 0" in done.err
 
 

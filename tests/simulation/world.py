@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -25,6 +26,7 @@ from broker.arrivals import (
 from broker.config import BreakerConfig, GatewayConfig, LimitsConfig, TimesConfig, WorkersConfig
 from broker.core import Core
 from broker.effects import Effect
+from broker.evidence.audit import Audit
 from broker.gateway import Gateway
 from broker.inventory import Inventory
 from broker.ledger.errors import LedgerFailure
@@ -34,6 +36,15 @@ from broker.reload import Settings
 from broker.state import Edge, KnownKey, State
 from broker.trust.validation import ValidationContext, validate_bundle
 from schemas import codec
+from schemas.events import (
+    EventFields,
+    KeyChange,
+    LedgerClose,
+    LedgerOpen,
+    LedgerRecovery,
+    PolicyChange,
+    TrustChange,
+)
 from schemas.messages import (
     Abort,
     Attestation,
@@ -57,6 +68,7 @@ from schemas.messages import (
     StepOutput,
     Usage,
 )
+from schemas.names import API_VERSION
 from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayload
 from schemas.policy import PluginQuotas, Policy, Quotas
 from schemas.witness import PROBES
@@ -97,6 +109,8 @@ POLICY = Policy(quotas=Quotas(
     in_flight_max=5, calls_per_second_max=90, cpu_ms_per_window_max=40, window_ms=5_000,
     plugins={"alph*": PluginQuotas(queued_max=2, output_bytes_per_window_max=300, weight=3)},
 ))
+NOT_HELD_YET = {"AUD-11"}
+"""The core compares no outputs: that a worker answered one input in two ways shows afterwards."""
 USAGE = Usage(cpu_ms=1, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
 ATTESTATION = Attestation(
     zygote_pid=7, uid=65534, landlock_abi=7, no_new_privileges=1, seccomp_mode=2,
@@ -143,6 +157,7 @@ class World(Clients):
         self.ledger = FakeLedger(self.clock)
         self.bundles = FakeBundles()
         self.checks = Checks(dict(KEYS), CONFIG)
+        self.audit = Audit()
         self.effects: set[str] = set()
         self.crashes = 0
         self.checked = 0
@@ -193,8 +208,29 @@ class World(Clients):
         self.pipelines: dict[str, InvokePipeline] = {}
         self.cancels: dict[str, str] = {}
         self.watch()
+        for fields in self.opening():
+            self.gateway.append(fields)
         self.gateway.perform(self.core.begin(damaged, self.clock.mono))
         self.turn([])
+
+    def opening(self) -> Iterator[EventFields]:
+        """Give the events with which a process begins, as `broker.serve` appends them."""
+        events, inventory = self.ledger.events, self.core.state.inventory
+        state = self.core.state
+        if events and not isinstance(events[-1].fields, LedgerClose):
+            yield LedgerRecovery(torn_bytes=0, checkpoint_size=0, events_after_checkpoint=0)
+        yield LedgerOpen(
+            gateway_version="0", api_version=API_VERSION, domain=CONFIG.domain, durability="power",
+            python_version="3", zmq_version="4", kernel="6", verifier_key="key",
+            trust_sha256=state.trust_sha256, trust_version=1, policy_sha256=state.policy_sha256,
+        )
+        if not inventory.trust_sha256:
+            yield TrustChange(version=1, sha256=state.trust_sha256, actor="home")
+            yield PolicyChange(sha256=state.policy_sha256, actor="home")
+        for key, role in KEYS.items():
+            if key not in inventory.known_keys:
+                yield KeyChange(action="added", role=role, key_id=key, actor="home")
+        yield self.core.snapshot()
 
     def watch(self) -> None:
         """Note which kinds of effect the run meets."""
@@ -215,6 +251,18 @@ class World(Clients):
         self.ledger.durable = kept
         self.ledger.failed = False
         self.ledger.fail_at = None
+        self.look()
+        self.checks.restarted()
+        self.begin()
+
+    def close(self) -> None:
+        """The process ends in order, and the next one begins."""
+        try:
+            self.gateway.append(LedgerClose(reason="drained"))
+            self.ledger.commit()
+        except LedgerFailure:
+            self.crash()
+            return
         self.look()
         self.checks.restarted()
         self.begin()
@@ -307,7 +355,7 @@ class World(Clients):
         if self.random.random() < 0.01:
             self.clock.mono += 4_000_000
         if self.core.state.gateway == "stopped":
-            self.crash()
+            self.close()
         arrivals: list[Arrival] = []
         for _ in range(self.random.randint(1, 3)):
             arrival = (
@@ -472,6 +520,10 @@ class World(Clients):
         require(not self.checks.open, f"{len(self.checks.open)} invocations never ended")
         require(not self.checks.pipelines, "a pipeline was never answered")
         require(self.core.idle, "the core still holds calls")
+        for event in self.ledger.events:
+            self.audit.take(event)
+        for verdict in self.audit.report().verdicts:
+            require(verdict.ok or verdict.name in NOT_HELD_YET, f"{verdict}")
 
 
 def run(seed: int, steps: int = 300) -> World:

@@ -21,6 +21,9 @@ from typing import TypeVar
 from broker.authoring.pack import pack, sign
 from broker.authoring.source import read_folder
 from broker.client import AdminClient, OmegaClient
+from broker.evidence.audit import Audit
+from broker.evidence.events import read_events
+from broker.evidence.verify import verify_directory
 from broker.home import create_home
 from broker.keys import read_secret
 from schemas.events import Event, decode_event
@@ -149,6 +152,17 @@ class RunningGateway:
             events += [decode_event(line) for line in whole.splitlines()]
         return events
 
+    def audit(self) -> None:
+        """Hold everything that was ledgered against the invariants, unless a test spoiled it."""
+        directory = str(self.home / "ledger")
+        if not verify_directory(directory).ok:
+            return
+        audit = Audit()
+        for event in read_events(directory):
+            audit.take(event)
+        broken = [verdict for verdict in audit.report().verdicts if not verdict.ok]
+        assert not broken, broken
+
     def wait_for_event(self, what: str, matches: Callable[[Event], bool]) -> Event:
         """Wait until the ledger holds an event that matches."""
         return wait_for(what, lambda: next(filter(matches, self.events()), None))
@@ -189,3 +203,4 @@ def running_gateway(
             yield gateway
         finally:
             gateway.stop()
+        gateway.audit()

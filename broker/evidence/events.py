@@ -1,0 +1,100 @@
+"""A ledger's events in order, decoded, for those who ask what they mean: the audit, the stories.
+
+Rules this file keeps: it only reads, and gives what is there at the time; positions must follow
+each other. It leaves whether the bytes are those that were signed to `broker.evidence.verify`,
+which should come first: here no hash is computed.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+from collections.abc import Callable, Iterator
+from typing import Final, Literal
+
+import msgspec
+
+from schemas.events import EVENT_TYPES, Event, EventFields
+from schemas.names import Count, Microseconds
+
+_CHUNK_BYTES: Final = 128 * 1024
+_SUFFIX: Final = ".ndjson"
+
+
+class UnreadableLedger(ValueError):
+    """The files do not hold events one after the other; `ledger verify` says what is wrong."""
+
+
+class _Line(msgspec.Struct, frozen=True, gc=False):
+    event_hash: str
+    log_id: str
+    mono_us: Microseconds
+    prev_hash: str
+    seq: Count
+    ts_us: Microseconds
+    v: Literal[1]
+    f: EventFields
+
+
+_decoder: Final[msgspec.json.Decoder[_Line]] = msgspec.json.Decoder(functools.reduce(
+    operator.or_, (
+        msgspec.defstruct(
+            f"{kind.__name__}Line", [("f", kind)], bases=(_Line,), tag_field="event_type",
+            tag=name, frozen=True, gc=False,
+        )
+        for name, kind in EVENT_TYPES.items()
+    ),
+))
+
+
+def read_events(
+    directory: str, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Event]:
+    """Give all events of a ledger directory, oldest first, up to the last whole line.
+
+    Args:
+        directory: the ledger's folder, or a copy of it.
+        progress: told now and then how many bytes of how many are done.
+
+    Raises:
+        UnreadableLedger: a line is no event, or not the next one.
+        OSError: a file could not be read.
+    """
+    folder = os.path.join(directory, "segments")
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))
+             if name.endswith(_SUFFIX)]
+    total, done, seq = sum(map(os.path.getsize, paths)), 0, 0
+    for path in paths:
+        for lines in _whole_lines(path):
+            for event in _decoded(lines, path):
+                if event.seq != seq:
+                    raise UnreadableLedger(f"{path}: event {event.seq} stands where {seq} must")
+                yield event
+                seq += 1
+            done += len(lines)
+            if progress is not None:
+                progress(done, total)
+
+
+def _whole_lines(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        rest = b""
+        while chunk := file.read(_CHUNK_BYTES):
+            data = rest + chunk
+            end = data.rfind(b"\n") + 1
+            rest = data[end:]
+            if end:
+                yield data[:end]
+
+
+def _decoded(lines: bytes, path: str) -> Iterator[Event]:
+    try:
+        decoded = _decoder.decode_lines(lines)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UnreadableLedger(f"{path}: not an event: {error}") from None
+    for line in decoded:
+        yield Event(
+            seq=line.seq, ts_us=line.ts_us, mono_us=line.mono_us, log_id=line.log_id,
+            prev_hash=line.prev_hash, event_hash=line.event_hash, fields=line.f,
+        )
