@@ -15,7 +15,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from schemas.events import (
     BreakerChange,
@@ -37,6 +37,7 @@ from schemas.events import (
     PluginQuarantine,
     PluginRegister,
     PolicyChange,
+    ReplyUndeliverable,
     Revoke,
     TrustChange,
     WorkerAttest,
@@ -78,8 +79,18 @@ class Call:
     runs: list[FrameOut] = field(default_factory=list)
     progressed: bool = False
     results: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
     mismatched: bool = False
+    client_gone: bool = False
+
+
+class Breaker(NamedTuple):
+    """One method's circuit breaker, and until when it rests: monotonic time of its process."""
+
+    state: str
+    rest_until_us: int = 0
+
+
+CLOSED: Final = Breaker("closed")
 
 
 class History:
@@ -106,7 +117,7 @@ class History:
         self.calls: dict[str, Call] = {}
         self.inherited: set[str] = set()
         self.outputs: dict[tuple[str, ...], tuple[str, int]] = {}
-        self.breakers: dict[tuple[str, str], str] = {}
+        self.breakers: dict[tuple[str, str], Breaker] = {}
         self.accepted_us: dict[str, int] = {}
         self.untold: dict[str, InvokeEnd | InvokeRefuse] = {}
         self.condemned: set[str] = set()
@@ -125,6 +136,7 @@ class History:
             FrameOut: self._out, FrameDrop: self._drop, InvokeAccept: self._accept,
             InvokeRefuse: self._refuse, InvokeEnd: self._end,
             DeterminismMismatch: self._mismatch, BreakerChange: self._breaker,
+            ReplyUndeliverable: self._undeliverable,
         }
 
     def take(self, event: Event) -> None:
@@ -185,6 +197,7 @@ class History:
     def _begin_anew(self) -> None:
         """Another process: nobody it does not know is alive, and it owes nobody a reply."""
         self.workers.clear()
+        self.breakers.clear()
         self.untold.clear()
         self.condemned.clear()
         self.heard.clear()
@@ -229,6 +242,10 @@ class History:
 
     def _enable(self, fields: PluginEnable, _event: Event) -> None:
         self.enabled[fields.plugin] = fields.version
+        for key, breaker in self.breakers.items():
+            if key[0] == fields.plugin:
+                # It rests for the version that failed, not for another one.
+                self.breakers[key] = breaker._replace(rest_until_us=0)
 
     def _disable(self, fields: PluginDisable, _event: Event) -> None:
         self.enabled.pop(fields.plugin, None)
@@ -301,9 +318,8 @@ class History:
             call.progressed = True
         if fields.type in FINAL:
             worker.calls.discard(fields.call)
-            if call is not None:
-                said = call.results if fields.type == "call_result" else call.failures
-                said.append(fields.peer)
+            if call is not None and fields.type == "call_result":
+                call.results.append(fields.peer)
 
     def _out(self, fields: FrameOut, _event: Event) -> None:
         if fields.plane != "worker":
@@ -379,8 +395,14 @@ class History:
             call.mismatched = True
 
 
-    def _breaker(self, fields: BreakerChange, _event: Event) -> None:
-        self.breakers[fields.plugin, fields.method] = fields.after
+    def _breaker(self, fields: BreakerChange, event: Event) -> None:
+        rest_us = (fields.retry_after_ms or 0) * 1000
+        self.breakers[fields.plugin, fields.method] = Breaker(fields.after, event.mono_us + rest_us)
+
+    def _undeliverable(self, fields: ReplyUndeliverable, _event: Event) -> None:
+        call = self.calls.get(fields.request_id or "")
+        if call is not None and fields.type == "keep_alive":
+            call.client_gone = True
 
 
 def output_key(accept: InvokeAccept) -> tuple[str, ...]:

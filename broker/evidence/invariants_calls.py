@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from broker.evidence.history import (
+    CLOSED,
     DAY_US,
     LATE_US,
     Call,
@@ -214,8 +215,9 @@ def _ends(history: History, event: Event) -> Finding | None:
 
 @invariant(
     "AUD-06", "INV-PNP-01",
-    "Plugin code runs for one open invocation only, once as primary and at most once as replica, "
-    "on a worker of its version; every probe belongs to a witness",
+    "Plugin code runs for one open invocation only, once as primary, a second time if its worker "
+    "ended without an answer, and at most once as replica, on a worker of its version; every probe "
+    "belongs to a witness",
     FrameOut, WorkerProbe,
 )
 def _runs(history: History, event: Event) -> Finding | None:
@@ -237,7 +239,10 @@ def _runs(history: History, event: Event) -> Finding | None:
     if call is None:
         return "an open invocation", f"a run of {fields.request_id}"
     purposes = [one.purpose for one in call.runs]
-    if fields.purpose not in ("primary", "replica") or fields.purpose in purposes:
+    again = len(call.runs) == 1 and fields.purpose == "primary" and (
+        call.runs[0].peer not in history.workers and not call.results
+    )
+    if fields.purpose not in ("primary", "replica") or (fields.purpose in purposes and not again):
         return "one primary and at most one replica", f"{[*purposes, fields.purpose]}"
     if fields.purpose == "replica" and (not purposes or call.accept.input_fingerprint is None):
         return "a primary run of a deterministic method before a replica", "none"
@@ -273,19 +278,20 @@ def _reason_fault(history: History, call: Call, end: InvokeEnd) -> Finding | Non
         return "a code exactly where there is no result", f"{end.outcome} with {end.code}"
     if end.request_id in history.inherited:
         return None
-    run_by = [run.peer for run in call.runs]
-    if end.outcome == "result" and (end.incarnation not in call.results or run_by[:1] !=
+    run_by = [run.peer for run in call.runs if run.purpose == "primary"]
+    if end.outcome == "result" and (end.incarnation not in call.results or run_by[-1:] !=
                                     [end.incarnation]):
-        return f"a call_result of {(*run_by, 'nobody')[0]}", f"an answer of {end.incarnation}"
-    if (end.reached == "queued") == bool(call.runs) or (
+        return f"a call_result of {(*run_by, 'nobody')[-1]}", f"an answer of {end.incarnation}"
+    held = bool(run_by) and (run_by[-1] in history.workers or end.incarnation is not None)
+    if (end.reached == "queued") == held or (
         (end.reached == "answered") != (end.outcome == "result")
     ):
         return f"what {len(call.runs)} runs and {end.outcome} reach", end.reached
     if end.outcome == "lost" and end.incarnation in history.workers:
         return "a worker that ended", f"{end.incarnation} lives"
     heard = history.heard.get(call.accept.peer)
-    alone = call.accept.pipeline is None
-    if end.outcome == "cancelled" and alone and (heard is None or heard.type != "cancel"):
+    unasked = call.accept.pipeline is not None or call.client_gone
+    if end.outcome == "cancelled" and not unasked and (heard is None or heard.type != "cancel"):
         return f"a cancel of {call.accept.peer}", frame_words(heard)
     return None
 
@@ -335,10 +341,11 @@ def _limits(history: History, event: Event) -> Finding | None:
         if call is not None and event.mono_us >= call.deadline_us:
             return f"a run before {call.deadline_us} us", f"{event.mono_us} us"
     elif isinstance(fields, InvokeAccept):
-        if history.breakers.get((fields.plugin, fields.method)) == "open":
+        breaker = history.breakers.get((fields.plugin, fields.method), CLOSED)
+        if breaker.state == "open" and event.mono_us < breaker.rest_until_us:
             return "a refusal, because the breaker is open", "it was accepted"
     elif isinstance(fields, BreakerChange):
-        before = history.breakers.get((fields.plugin, fields.method), "closed")
+        before = history.breakers.get((fields.plugin, fields.method), CLOSED).state
         if fields.before != before or fields.after == before:
             return f"a change from {before}", f"{fields.before} to {fields.after}"
     elif isinstance(fields, QuotaRefuse) and fields.used < fields.allowed:

@@ -87,6 +87,7 @@ class Checks:
     escaped: set[tuple[str, str]] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
     pipelines: dict[str, set[str]] = field(default_factory=dict)
+    callers: dict[str, str] = field(default_factory=dict)
     steps: dict[str, str] = field(default_factory=dict)
     idle: set[str] = field(default_factory=set)
     struck_us: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -245,9 +246,11 @@ class Checks:
             "result", "refusal", "pipeline_result",
         ):
             if fields.code in DOOR_CODES:
-                if fields.code == "key_revoked" and not self.pipelines.get(fields.request_id or ""):
+                request_id = fields.request_id or ""
+                own = self.callers.get(request_id) == fields.peer
+                if fields.code == "key_revoked" and own and not self.pipelines.get(request_id):
                     # It was taken in one turn with the revocation of its key, and never began.
-                    self.pipelines.pop(fields.request_id or "", None)
+                    self.pipelines.pop(request_id, None)
                 return
             if fields.request_id in self.pipelines:
                 require(fields.type != "result", "a pipeline was answered as a call")
@@ -291,6 +294,7 @@ class Checks:
                 self.named.add(fields.request_id)
                 if fields.type == "invoke_pipeline":
                     self.pipelines[fields.request_id] = set()
+                    self.callers[fields.request_id] = fields.peer
         if fields.plane == "worker" and fields.type == "call_result" and fields.call is not None:
             worker = self.workers[fields.peer]
             request_id = worker.calls.get(fields.call)
