@@ -282,7 +282,9 @@ def _reason_fault(history: History, call: Call, end: InvokeEnd) -> Finding | Non
     if end.outcome == "result" and (end.incarnation not in call.results or run_by[-1:] !=
                                     [end.incarnation]):
         return f"a call_result of {(*run_by, 'nobody')[-1]}", f"an answer of {end.incarnation}"
-    held = bool(run_by) and (run_by[-1] in history.workers or end.incarnation is not None)
+    held = bool(call.runs) and (
+        call.runs[-1].peer in history.workers or end.incarnation is not None
+    )
     if (end.reached == "queued") == held or (
         (end.reached == "answered") != (end.outcome == "result")
     ):

@@ -141,7 +141,7 @@ BROKEN = [
         RIGHT, "asks cancel", "abort 3", "end 3", "refusal 3", "cancelled")),
     Broken("AUD-06", "again", put(RIGHT, "run 1", again=ordered("run", 9, 1))),
     Broken("AUD-06", "twin", put(RIGHT, "result 1", twin=ordered("run", 9, 1))),
-    Broken("AUD-06", "run 1", changed(RIGHT, "run 1", purpose="replica")),
+    Broken("AUD-06", "run 3", changed(RIGHT, "run 3", purpose="replica")),
     Broken("AUD-06", "order probe", put(
         without(RIGHT, "order probe"), "start", order_probe=ordered("probe"))),
     Broken("AUD-06", "probe", without(RIGHT, "report")),
@@ -203,7 +203,8 @@ BROKEN = [
     Broken("AUD-16", "run 3", RIGHT, {"run 3": 1_000_000}),
     Broken("AUD-16", "asks cancel", RIGHT, {"asks cancel": 17_000_000}),
     Broken("AUD-16", "accept 2", put(RIGHT, "result 1", breaks=BreakerChange(
-        plugin=PLUGIN, method="count", before="closed", after="open", reason="failures"))),
+        plugin=PLUGIN, method="count", before="closed", after="open", reason="failures",
+        retry_after_ms=5_000))),
     Broken("AUD-16", "breaks", put(RIGHT, "result 1", breaks=BreakerChange(
         plugin=PLUGIN, method="count", before="open", after="closed", reason="time"))),
     Broken("AUD-16", "quota", put(RIGHT, "result 1", quota=QuotaRefuse(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -36,15 +35,7 @@ from broker.reload import Settings
 from broker.state import Edge, KnownKey, State
 from broker.trust.validation import ValidationContext, validate_bundle
 from schemas import codec
-from schemas.events import (
-    EventFields,
-    KeyChange,
-    LedgerClose,
-    LedgerOpen,
-    LedgerRecovery,
-    PolicyChange,
-    TrustChange,
-)
+from schemas.events import LedgerClose
 from schemas.messages import (
     Abort,
     Attestation,
@@ -68,7 +59,6 @@ from schemas.messages import (
     StepOutput,
     Usage,
 )
-from schemas.names import API_VERSION
 from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayload
 from schemas.policy import PluginQuotas, Policy, Quotas
 from schemas.witness import PROBES
@@ -89,6 +79,7 @@ from tests.simulation.fakes import (
     require,
     stand_ins,
 )
+from tests.simulation.openings import opening
 from tests.support.bundles import trust_root
 
 CONFIG = GatewayConfig(
@@ -208,29 +199,10 @@ class World(Clients):
         self.pipelines: dict[str, InvokePipeline] = {}
         self.cancels: dict[str, str] = {}
         self.watch()
-        for fields in self.opening():
+        for fields in opening(self.ledger.events, self.core):
             self.gateway.append(fields)
         self.gateway.perform(self.core.begin(damaged, self.clock.mono))
         self.turn([])
-
-    def opening(self) -> Iterator[EventFields]:
-        """Give the events with which a process begins, as `broker.serve` appends them."""
-        events, inventory = self.ledger.events, self.core.state.inventory
-        state = self.core.state
-        if events and not isinstance(events[-1].fields, LedgerClose):
-            yield LedgerRecovery(torn_bytes=0, checkpoint_size=0, events_after_checkpoint=0)
-        yield LedgerOpen(
-            gateway_version="0", api_version=API_VERSION, domain=CONFIG.domain, durability="power",
-            python_version="3", zmq_version="4", kernel="6", verifier_key="key",
-            trust_sha256=state.trust_sha256, trust_version=1, policy_sha256=state.policy_sha256,
-        )
-        if not inventory.trust_sha256:
-            yield TrustChange(version=1, sha256=state.trust_sha256, actor="home")
-            yield PolicyChange(sha256=state.policy_sha256, actor="home")
-        for key, role in KEYS.items():
-            if key not in inventory.known_keys:
-                yield KeyChange(action="added", role=role, key_id=key, actor="home")
-        yield self.core.snapshot()
 
     def watch(self) -> None:
         """Note which kinds of effect the run meets."""
