@@ -22,7 +22,6 @@ from broker.arrivals import (
     WorkerFrames,
     WorkerIntruder,
 )
-from broker.config import BreakerConfig, GatewayConfig, LimitsConfig, TimesConfig, WorkersConfig
 from broker.core import Core
 from broker.effects import Effect
 from broker.evidence.audit import Audit
@@ -38,7 +37,6 @@ from schemas import codec
 from schemas.events import LedgerClose
 from schemas.messages import (
     Abort,
-    Attestation,
     Bye,
     CallFailure,
     CallProgress,
@@ -57,10 +55,9 @@ from schemas.messages import (
     RegisterPlugin,
     Run,
     StepOutput,
-    Usage,
 )
 from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayload
-from schemas.policy import PluginQuotas, Policy, Quotas
+from schemas.policy import Policy
 from schemas.witness import PROBES
 from tests.simulation.checks import Checks
 from tests.simulation.clients import GRANTED, KEYS, PLUGINS, Clients, bundle
@@ -80,37 +77,8 @@ from tests.simulation.fakes import (
     stand_ins,
 )
 from tests.simulation.openings import opening
+from tests.simulation.settings import ATTESTATION, CONFIG, NOT_HELD_YET, POLICY, USAGE
 from tests.support.bundles import trust_root
-
-CONFIG = GatewayConfig(
-    format="omega-gateway-config/1",
-    domain="development",
-    log_id="omega-gateway/development/0123456789abcdef",
-    limits=LimitsConfig(in_flight_max=6, request_window=400, bad_frames_per_s_max=3, workers_max=2,
-                        queue_max=4, warm_processes_max=5),
-    breaker=BreakerConfig(consecutive_max=3, window_calls=4, rest_ms=400, rest_ms_max=2_000),
-    times=TimesConfig(start_ms=3_000, drain_ms=300, ping_interval_ms=1_000,
-                      ping_silence_ms=3_500, idle_worker_ms=9_000, backoff_ms_min=50,
-                      witness_interval_ms=500, witness_ms=400,
-                      recycle_interval_ms=400, recycle_spacing_ms=100,
-                      presence_ms=700, presence_grace_ms=1_500),
-    workers=WorkersConfig(crash_loop_max=3, calls_max=6),
-)
-POLICY = Policy(quotas=Quotas(
-    in_flight_max=5, calls_per_second_max=90, cpu_ms_per_window_max=40, window_ms=5_000,
-    plugins={"alph*": PluginQuotas(queued_max=2, output_bytes_per_window_max=300, weight=3)},
-))
-NOT_HELD_YET = {"AUD-11"}
-"""The core compares no outputs: that a worker answered one input in two ways shows afterwards."""
-USAGE = Usage(cpu_ms=1, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
-ATTESTATION = Attestation(
-    zygote_pid=7, uid=65534, landlock_abi=7, no_new_privileges=1, seccomp_mode=2,
-    seccomp_filters_zygote=1, seccomp_filters_call=2, capabilities_effective="0" * 16,
-    capabilities_bounding="0" * 16, threads=1, base_filter_sha256="1" * 64,
-    strict_filter_sha256="2" * 64,
-    namespaces={"cgroup": 1, "ipc": 2, "mnt": 3, "net": 4, "pid": 5, "user": 6, "uts": 7},
-    interpreter="3.11.7",
-)
 
 
 @functools.cache

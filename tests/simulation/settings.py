@@ -1,0 +1,37 @@
+"""What every run of the simulation is configured with, and what a worker says of itself."""
+
+from __future__ import annotations
+
+from broker.config import BreakerConfig, GatewayConfig, LimitsConfig, TimesConfig, WorkersConfig
+from schemas.messages import Attestation, Usage
+from schemas.policy import PluginQuotas, Policy, Quotas
+
+CONFIG = GatewayConfig(
+    format="omega-gateway-config/1",
+    domain="development",
+    log_id="omega-gateway/development/0123456789abcdef",
+    limits=LimitsConfig(in_flight_max=6, request_window=400, bad_frames_per_s_max=3, workers_max=2,
+                        queue_max=4, warm_processes_max=5),
+    breaker=BreakerConfig(consecutive_max=3, window_calls=4, rest_ms=400, rest_ms_max=2_000),
+    times=TimesConfig(start_ms=3_000, drain_ms=300, ping_interval_ms=1_000,
+                      ping_silence_ms=3_500, idle_worker_ms=9_000, backoff_ms_min=50,
+                      witness_interval_ms=500, witness_ms=400,
+                      recycle_interval_ms=400, recycle_spacing_ms=100,
+                      presence_ms=700, presence_grace_ms=1_500),
+    workers=WorkersConfig(crash_loop_max=3, calls_max=6),
+)
+POLICY = Policy(quotas=Quotas(
+    in_flight_max=5, calls_per_second_max=90, cpu_ms_per_window_max=40, window_ms=5_000,
+    plugins={"alph*": PluginQuotas(queued_max=2, output_bytes_per_window_max=300, weight=3)},
+))
+NOT_HELD_YET = {"AUD-11"}
+"""The core compares no outputs: that a worker answered one input in two ways shows afterwards."""
+USAGE = Usage(cpu_ms=1, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
+ATTESTATION = Attestation(
+    zygote_pid=7, uid=65534, landlock_abi=7, no_new_privileges=1, seccomp_mode=2,
+    seccomp_filters_zygote=1, seccomp_filters_call=2, capabilities_effective="0" * 16,
+    capabilities_bounding="0" * 16, threads=1, base_filter_sha256="1" * 64,
+    strict_filter_sha256="2" * 64,
+    namespaces={"cgroup": 1, "ipc": 2, "mnt": 3, "net": 4, "pid": 5, "user": 6, "uts": 7},
+    interpreter="3.11.7",
+)
