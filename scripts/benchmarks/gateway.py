@@ -112,6 +112,7 @@ def gateway(
     *,
     durability: Durability,
     worker: Worker,
+    settings: str = "",
 ) -> Iterator[tuple[zmq.Socket[bytes], int]]:
     """Run a gateway with the echo plugin enabled and a worker that serves it.
 
@@ -120,6 +121,7 @@ def gateway(
         folder: an existing folder for the home.
         durability: how the ledger is flushed.
         worker: `stub` gives payloads back without running anything, `sandbox` is the real one.
+        settings: more lines of `gateway.toml`.
 
     Yields:
         A client connected as OMEGA, and the broker's pid.
@@ -129,7 +131,7 @@ def gateway(
         stack.callback(shutil.rmtree, home.run_directory, ignore_errors=True)
         log = os.path.join(folder, f"broker-{worker}-{durability}.log")
         with open(os.path.join(home.path, "gateway.toml"), "a", encoding="utf-8") as file:
-            file.write(f'\n[ledger]\ndurability = "{durability}"\n')
+            file.write(f'\n[ledger]\ndurability = "{durability}"\n{settings}')
             if worker == "stub":
                 file.write(f'\n[workers]\nexternal = ["{PLUGIN}"]\ncalls_max = 1000000\n')
                 # As many calls at the worker as are in flight, as with the relay.

@@ -81,3 +81,40 @@ def has_control(attempt: Attempt, *, root: bool) -> bool:
         expected(attempt, layers, root=root) == "succeeded"
         for layers in COMBINATIONS.values() if tried(attempt, layers)
     )  # fmt: skip
+
+
+def tables(attempts: tuple[Attempt, ...], others: dict[str, int]) -> list[str]:
+    """Two tables for docs/AUDIT.md: the classes, and what each layer holds.
+
+    Args:
+        attempts: all that layers hold.
+        others: classes that no layer holds, by name to number.
+    """
+    lines = ["| class | attempts | two layers or more | seccomp only | another layer only |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for group in dict.fromkeys(attempt.group for attempt in attempts):
+        own = [attempt for attempt in attempts if attempt.group == group]
+        only = [attempt.only for attempt in own if attempt.only]
+        rest = ", ".join(sorted({layer for layer in only if layer != "seccomp"}))
+        counts = len(own), len(own) - len(only), only.count("seccomp")
+        left = len(only) - counts[2]
+        lines.append(f"| {group.replace('_', ' ')} | {counts[0]} | {counts[1]} | {counts[2]} | "
+                     f"{f'{left} ({rest})' if left else 0} |")  # fmt: skip
+    lines += [f"| {name} | {number} | | | {number} (supervisor) |"
+              for name, number in others.items()]  # fmt: skip
+    lines += ["", "| layer alone | attempts it holds | of them, no other layer holds |",
+              "|---|---|---|"]  # fmt: skip
+    for layer in LAYERS:
+        held = [attempt for attempt in attempts if holds(layer, attempt)]
+        sole = sum(attempt.only == layer for attempt in held)
+        lines.append(f"| {layer} | {len(held)} | {sole} |")
+    return lines
+
+
+def holds(layer: str, attempt: Attempt) -> bool:
+    """Whether a layer alone refuses what succeeds without any, as root or as an ordinary user."""
+    return any(
+        expected(attempt, frozenset(), root=root) == "succeeded"
+        and expected(attempt, with_needs(layer), root=root) != "succeeded"
+        for root in (True, False)
+    )

@@ -115,7 +115,7 @@ class Zygote:
         if "descriptors" in self.layers:
             steps.append(linux.prepared(linux.CLOSE_RANGE, JOB + 1, 0xFFFFFFFF, 0))
         if "limits" in self.layers:
-            steps += [*rlimits.call_limits(MEMORY_MB, CPU_MS), *rlimits.cpu_timer(CPU_MS)]
+            steps += [*rlimits.call_limits(MEMORY_MB, CPU_MS, JOB + 1), *rlimits.cpu_timer(CPU_MS)]
         return tuple(steps)
 
     def _serve(self) -> NoReturn:

@@ -58,6 +58,35 @@ HARMLESS = [
     ("heap bytes", "kept = [bytearray(b'OMEGA' * 1000) for _ in range(50)]; del kept",
      "import gc; result = any(b'OMEGA' * 9 in bytes(x) for x in gc.get_objects() "
      "if isinstance(x, bytearray))", False),
+    # SIGCHLD, which the zygote reads from a descriptor, is blocked in each; nothing else.
+    ("signal mask", "linux.call(14, 0, Memory(b'\\xff' * 8), 0, 8)",
+     "mask = Memory(8); linux.call(14, 0, 0, mask, 8); "
+     "result = int.from_bytes(mask.read(), 'little')", 1 << 16),
+    ("mapping at a known place", "at = linux.call(9, 1 << 40, 4096, 3, 0x32, -1, 0); "
+     "linux.ctypes.memmove(at, b'OMEGA', 5)", "at = linux.call(9, 1 << 40, 4096, 3, 0x32, -1, 0); "
+     "result = linux.ctypes.string_at(at, 5).hex()", "00" * 5),
+    ("page of a library", "at = linux.ctypes.cast(linux.ctypes.PyDLL(None).argp_parse, "
+     "linux.ctypes.c_void_p).value & ~4095; linux.call(10, at, 4096, 3); "
+     "linux.ctypes.memmove(at, b'OMEGA', 5)", "at = linux.ctypes.cast("
+     "linux.ctypes.PyDLL(None).argp_parse, linux.ctypes.c_void_p).value & ~4095; "
+     "result = linux.ctypes.string_at(at, 5) == b'OMEGA'", False),
+    ("function of ours", "frame.f_globals['pack'] = None; linux.call = None",
+     "result = [frame.f_globals.get('pack', 1) is None, linux.call is None]", [False, False]),
+    ("class of ours", "type(ctx).omega = 1", "result = hasattr(type(ctx), 'omega')", False),
+    ("dictionary of ours", "frame.f_back.f_globals['omega'] = 1",
+     "result = 'omega' in frame.f_back.f_globals", False),
+    ("import hook", "sys.meta_path.append(1)", "result = 1 in sys.meta_path", False),
+    ("trace function", "sys.settrace(lambda *_: None)", "result = sys.gettrace()", None),
+    ("switch interval", "sys.setswitchinterval(1)", "result = sys.getswitchinterval() == 1", False),
+    ("garbage collector", "import gc; gc.set_threshold(7)",
+     "import gc; result = gc.get_threshold()[0] == 7", False),
+    ("codec", "import codecs; codecs.register(lambda n: STATE.append(n))",
+     "try:\n    'x'.encode('omega')\nexcept LookupError:\n    pass\nresult = len(STATE)", 0),
+    ("at the end", "import atexit; atexit.register(lambda: linux.call(1, 3, Memory(b'x'), 1))",
+     "result = 'nothing came early'", "nothing came early"),
+    ("bytes after the reply", "class Late:\n    def __del__(self):\n"
+     "        linux.call(1, 3, Memory(b'\\0' * 64), 64)\nkept = Late()",
+     "result = 'mine'", "mine"),
 ]  # fmt: skip
 REFUSED = [
     ("shared segment", "linux.call(29, 77, 4096, 0o1600)", "system_call_forbidden"),
@@ -73,6 +102,30 @@ REFUSED = [
     ("signal handler", "import _signal; _signal.signal(10, _signal.SIG_IGN)", "plugin_error"),
     ("descriptor", "import os; os.dup2(3, 9)", "plugin_error"),
     ("shared page", "linux.call(9, 0, 4096, 3, 0x21, -1, 0)", "plugin_error"),
+    ("semaphore", "linux.call(64, 77, 1, 0o1600)", "system_call_forbidden"),
+    ("message queue", "linux.call(68, 77, 0o1600)", "system_call_forbidden"),
+    ("session keyring", "linux.call(250, 1, 0)", "system_call_forbidden"),
+    ("own resource limit", "linux.call(302, 0, 7, Memory(16), 0)", "plugin_error"),
+    ("own priority", "linux.call(141, 0, 0, 5)", "plugin_error"),
+    ("priority of all", "linux.call(141, 2, 0, 5)", "plugin_error"),
+    ("scheduler of the zygote", "linux.call(144, 1, 5, Memory(4))", "plugin_error"),
+    ("disk priority", "linux.call(251, 1, 1, 0x4007)", "system_call_forbidden"),
+    ("whom the kernel kills first", "open('/proc/self/oom_score_adj', 'w')", "plugin_error"),
+    ("timer", "linux.call(222, 1, 0, Memory(4))", "system_call_forbidden"),
+    ("interval timer", "linux.call(38, 0, Memory(32), 0)", "plugin_error"),
+    ("alarm", "linux.call(37, 9)", "plugin_error"),
+    ("process name", "linux.call(157, 15, Memory(b'x\\0'), 0, 0, 0)", "plugin_error"),
+    ("dumpable", "linux.call(157, 4, 1, 0, 0, 0)", "plugin_error"),
+    ("parent death signal", "linux.call(157, 1, 0, 0, 0, 0)", "plugin_error"),
+    ("slack of timers", "linux.call(157, 29, 1, 0, 0, 0)", "plugin_error"),
+    ("session", "import os; os.setsid()", "plugin_error"),
+    ("process group", "import os; os.setpgid(0, 0)", "plugin_error"),
+    ("host name", "linux.call(170, Memory(b'x'), 1)", "system_call_forbidden"),
+    ("memory policy", "linux.call(238, 0, 0, 0)", "plugin_error"),
+    ("execution domain", "linux.call(135, 0x0040000)", "system_call_forbidden"),
+    ("flags of the job socket", "linux.call(72, 3, 4, 0o4000)", "plugin_error"),
+    ("bell on a library's page", "linux.call(202, linux.ctypes.cast(linux._syscall, "
+     "linux.ctypes.c_void_p).value & ~4095, 1, 1)", "system_call_forbidden"),
 ]  # fmt: skip
 
 
