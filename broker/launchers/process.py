@@ -144,7 +144,13 @@ class _Launcher:
             for descriptor in (read, write):
                 if descriptor >= 0:
                     os.close(descriptor)
-        return _Worker(order.incarnation, pid, os.pidfd_open(pid))
+        try:
+            return _Worker(order.incarnation, pid, os.pidfd_open(pid))
+        except OSError:
+            # Nobody could end it any more. It is not reaped yet, so the number is still its own.
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
 
     def _reap(self, worker: _Worker) -> None:
         _, status = os.waitpid(worker.pid, 0)

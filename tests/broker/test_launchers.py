@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ import pytest
 
 from broker.launchers import orders, process
 from broker.launchers.local import LauncherLost, LocalLauncher, Started, StartFailed
+from sandbox_worker.jail import bpf, identity, policy, seccomp
 from schemas.launch import LAUNCH_BYTES_MAX
 from tests.broker.launched import (
     Incarnation,
@@ -26,6 +28,7 @@ from tests.broker.launched import (
     wait_for,
     zmq_context,
 )
+from tests.sandbox_worker.jail.inside import inside
 
 ROOT = Path(__file__).parents[2]
 DEATH_S_MAX = 0.5
@@ -241,3 +244,20 @@ def test_worker_environment_names_existing_roots_only() -> None:
     assert all(Path(root).is_dir() for root in roots)
     for package in ("sandbox_worker", "schemas", "msgspec", "zmq"):
         assert any((Path(root) / package / "__init__.py").exists() for root in roots)
+
+
+def test_a_process_that_cannot_be_watched_is_not_left_behind() -> None:
+    """Where pidfd_open fails the start fails with its reason, and the process is gone again."""
+
+    def attempt() -> object:
+        rule = bpf.Rule(bpf.errno_action(errno.ENOSYS))
+        identity.no_new_privileges()
+        seccomp.install(bpf.assemble({policy.numbers()["pidfd_open"]: rule}, bpf.ALLOW))
+        one, name = Launched(), secrets.token_hex(16)
+        one.launcher.launch(name, b"{}")
+        failed = one.wait(StartFailed, name)
+        left = sorted(descendants(one.launcher.pid))
+        one.launcher.close()
+        return [failed.reason, left]
+
+    assert inside(attempt) == ["cannot start a process: Function not implemented", []]
