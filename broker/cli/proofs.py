@@ -75,6 +75,8 @@ def prove(
     from broker.evidence.prove import withhold as without
     from schemas.proof import ProofError, parse_verifier_key
 
+    if directory is not None and session().profile is not None:
+        raise click.UsageError("a copy is read from its files, without --profile")
     wanted = _wanted(what, plugins)
     hidden = _hidden(withhold)
     notes = [_read_note(path) for path in since]

@@ -13,6 +13,7 @@ and cannot be proven by it. It leaves files to `broker.evidence.reading`, the sh
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -50,6 +51,7 @@ TLOG_PROOF: Final = "c2sp.org/tlog-proof@v1"
 ROUNDS_MAX: Final = 16
 """How often events are asked for again that were proven against a checkpoint just replaced."""
 _NAMING: Final = ("incarnation", "successor", "request_id", "peer")
+_NAMES: Final = re.compile(b'"(?:%b)":"([^"]*)"' % "|".join(_NAMING).encode())
 
 
 # --- Choosing ---
@@ -83,7 +85,8 @@ def find_plugin(reader: LedgerReader, plugin: str) -> list[int]:
     named = f'"plugin":"{plugin}"'.encode()
     for event in _decoded(line for _, line in reader.lines() if named in line):
         life.learn(event)
-    return [event.seq for event in _decoded(line for _, line in reader.lines()) if life.has(event)]
+    candidates = (line for _, line in reader.lines() if named in line or life.may_have(line))
+    return [event.seq for event in _decoded(candidates) if life.has(event)]
 
 
 class _Life:
@@ -102,6 +105,13 @@ class _Life:
         self._names |= {getattr(fields, name, None) or "" for name in ("incarnation", "request_id")}
         if isinstance(fields, PluginRegister):
             self._keys.update(fields.signing_keys)
+
+    def may_have(self, line: bytes) -> bool:
+        """Say quickly whether a line that does not name the plugin must be decoded to know."""
+        names = _NAMES.findall(line)
+        return b'"event_type":"revoke"' in line or any(
+            name.decode("ascii", "replace") in self._names for name in names
+        )
 
     def has(self, event: Event) -> bool:
         """Say whether an event is of the plugin's life."""

@@ -90,6 +90,7 @@ def test_a_proof_goes_to_stdout_alone(copy, tmp_path):
         (["--plugin", "alpha"], 1, "no event of plugin alpha"),
         (["3", "4", "--format", "tlog-proof"], 7, "holds one event"),
         (["3", "--since", __file__], 7, "a note"),
+        (["3", "--profile", "/nowhere"], 2, "without --profile"),
     ],
 )
 def test_what_cannot_be_proven_is_one_sentence(copy, arguments, code, words):

@@ -447,7 +447,7 @@ def test_a_ledger_that_cannot_be_written_ends_with_seventy_four():
         assert gateway("init", "--domain", "development", home=path).code == 0
         with open(Path(folder) / "said", "wb") as said:
             process = subprocess.Popen(
-                ["prlimit", f"--fsize={32 * 1024}", sys.executable, "-m", "broker.cli.main",
+                ["prlimit", f"--fsize={16 * 1024}", sys.executable, "-m", "broker.cli.main",
                  "serve"], env=environment(path), stdout=said, stderr=said,
             )
         try:
