@@ -15,6 +15,7 @@ import hashlib
 import marshal
 import os
 import secrets
+import select
 import signal
 import socket
 import struct
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sandbox_worker import packages, rehearsal, zygote
+from sandbox_worker import packages, rehearsal, vitals, zygote
 from sandbox_worker.bundle import Bundle, LaunchRefusedError, modules_to_load
 from sandbox_worker.handing import names_handed
 from sandbox_worker.jail import policy
@@ -42,6 +43,11 @@ from schemas.names import CapabilityName
 
 START_S = 20.0
 """Longest start of a zygote, rehearsal included, in seconds."""
+
+COMPILE_CPU_S = 3
+"""Processor time of a zygote until its plugin is compiled, in seconds. The largest honest source
+takes half a second."""
+COMPILE_CHECK_S = 0.1
 
 SOFT_PROBES = tuple(name for name in PROBES if name not in ("ptrace", "control"))
 _COMMAND = "from sandbox_worker.zygote import main; main()"
@@ -306,6 +312,21 @@ def _await_jailed(
 
 
 def _await_loaded(forker: Forker, deadline: float) -> None:
+    """Wait until the plugin is compiled, watching how long the compiler works.
+
+    A few lines can make it work for hours: each nested `finally` doubles the one inside. A limit of
+    its own would not end the zygote, because the first process of a pid namespace ignores SIGXCPU.
+    """
+    while not select.select([forker.control], [], [], COMPILE_CHECK_S)[0]:
+        try:
+            used_us = vitals.cpu_us(forker.pid)
+        except OSError:
+            # It has ended, and its socket is about to say so.
+            continue
+        if time.monotonic() > deadline or used_us > COMPILE_CPU_S * 1_000_000:
+            raise LaunchRefusedError(
+                f"compiling the plugin takes more than {COMPILE_CPU_S} s of processor time"
+            )
     message, _ = _receive(forker, deadline)
     if message[:1] == zygote.LOAD_FAILED:
         raise LaunchRefusedError(f"the plugin does not compile: {message[1:].decode()}")

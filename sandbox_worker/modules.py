@@ -75,19 +75,18 @@ def forget_host(*, clock_granted: bool, random_granted: bool) -> None:
     denials.prepare(random=random_granted)
 
 
-def settle_output(send: Callable[[str], object], *, development: bool) -> Printer | None:
-    """Let what a plugin prints go nowhere, or in a development domain to `send`.
+def printer(send: Callable[[str], object]) -> Printer:
+    """Make what stands for stdout and stderr in a development domain."""
+    made: Printer = sys.modules["sandbox_worker.printing"].Printer(send)
+    return made
 
-    Our own errors of the start, which stderr was for, were for the worker.
-    """
-    printer: Printer | None = None
-    if development:
-        printer = sys.modules["sandbox_worker.printing"].Printer(send)
+
+def redirect(stream: Printer | None) -> None:
+    """Let what is printed go to `stream`, or nowhere: our own errors of the start were the last."""
     for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
-        setattr(sys, name, printer or _Discard())
+        setattr(sys, name, stream or _Discard())
     for name in ("stdin", "__stdin__"):
         setattr(sys, name, None)
-    return printer
 
 
 class _Discard:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import msgspec
 
 from sandbox_worker.bundle import LaunchRefusedError
+from sandbox_worker.jail.first import LIBRARY
 from schemas.packages import FOLDER_BYTES_MAX, LOCK_BYTES_MAX, LOCK_FILE, PackageFolder, read_lock
 
 SYSTEM_LIBRARIES = (
@@ -34,7 +35,8 @@ class PackagesChangedError(LaunchRefusedError):
 
 
 class Packages(msgspec.Struct, frozen=True):
-    """A folder that was compared: its path and inode, and the system libraries its files name."""
+    """A folder that was compared: its path and inode, and the system libraries that it and the
+    standard library name."""
 
     folder: str
     device: int
@@ -79,13 +81,23 @@ def _compare(top: int, approved: PackageFolder) -> Packages:
         room -= len(data)
         if hashlib.sha256(data).hexdigest() != wanted:
             raise PackagesChangedError(f"packages: {path} is not the file that was approved")
-        # The names of the libraries that it links lie in the file as they are written here.
-        if data.startswith(b"\x7fELF"):
-            libraries.update(name for name in SYSTEM_LIBRARIES if name.encode() + b"\0" in data)
+        libraries |= _libraries(data)
     if left:
         raise PackagesChangedError(f"packages: {min(left)} is missing")
+    with os.scandir(os.path.join(LIBRARY, "lib-dynload")) as entries:
+        # What the standard library's own modules take from the system, packages may need too.
+        for entry in entries:
+            with open(entry.path, "rb") as file:
+                libraries |= _libraries(file.read())
     found, path = os.fstat(top), os.path.realpath(approved.folder)
     return Packages(path, found.st_dev, found.st_ino, sorted(libraries))
+
+
+def _libraries(data: bytes) -> set[str]:
+    """The libraries of the list that a file names: a linked name lies in it as it is written."""
+    if not data.startswith(b"\x7fELF"):
+        return set()
+    return {name for name in SYSTEM_LIBRARIES if name.encode() + b"\0" in data}
 
 
 def _files(directory: int, prefix: str, depth: int) -> Iterator[tuple[int, str, str]]:

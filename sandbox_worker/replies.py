@@ -101,7 +101,7 @@ class Inbox:
         self._total = 0
 
     def feed(self, data: bytes | memoryview) -> list[Frame]:
-        """Take more bytes and give the frames that are complete.
+        """Take more bytes and give the frames that are complete, up to the first end.
 
         Raises:
             ReplyError: too many bytes, or bytes that are no frame.
@@ -119,6 +119,9 @@ class Inbox:
                 break
             frames.append(_decode(bytes(self._data[4 : 4 + size])))
             del self._data[: 4 + size]
+            if isinstance(frames[-1], (Answered, Failed, Probed)):
+                # One answer to one job; whatever follows is not read.
+                break
         return frames
 
 

@@ -40,6 +40,15 @@ def receive(job: socket.socket, buffer: bytearray) -> tuple[int, int]:
     return size, int.from_bytes(ancillary[0][2][:4], "little") if ancillary else 0
 
 
+def cpu_us(pid: int) -> int:
+    """Processor time of a living process, in us.
+
+    Raises:
+        OSError: it is gone.
+    """
+    return time.clock_gettime_ns((~pid << 3) | _SCHEDULED) // 1000
+
+
 def take(pid: int) -> tuple[int, int] | None:
     """Read what a process used, in us and largest kB, and end it; None when it is gone.
 
@@ -58,7 +67,7 @@ def take(pid: int) -> tuple[int, int] | None:
             _, found, rest = os.read(descriptor, _STATUS_BYTES).partition(_LARGEST)
         finally:
             os.close(descriptor)
-        used_us = time.clock_gettime_ns((~pid << 3) | _SCHEDULED) // 1000
+        used_us = cpu_us(pid)
         os.kill(pid, signal.SIGKILL)
     except OSError:
         # It ended by itself between its reply and now: ENOENT, ESRCH or EINVAL.

@@ -198,12 +198,15 @@ def _inner(
         os.write(control.fileno(), LOAD_FAILED + ascii(str(error)).encode())
         os._exit(1)
     os.write(CONTROL, JAILED + struct.pack("=Q7Q", abi, *spaces))
-    printer = modules.settle_output(call.wrote, development=setup["development"])
+    modules.redirect(None)
     for name in _HIDDEN:
         if name not in setup["modules"]:
             sys.modules.pop(name, None)
     call.warm_up()
+    printer = modules.printer(call.wrote) if setup["development"] else None
     plugin = _compile(setup, printer)
+    # Only now: a compiler that warns prints, and here nobody would expect it.
+    modules.redirect(printer)
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS)
@@ -263,6 +266,8 @@ def _compile(setup: Setup, printer: Printer | None) -> method.Plugin:
     except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
         line = getattr(error, "lineno", None)
         os.write(CONTROL, LOAD_FAILED + f"{type(error).__name__} in line {line}".encode())
+        # The supervisor may not have attested this process yet, and ends it when it has heard.
+        os.read(CONTROL, 1)
         os._exit(1)
     reseed: Callable[[], None] | None = None
     if "random" in sys.modules and not setup["random"]:

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sandbox_worker.bundle import LaunchRefusedError
 from sandbox_worker.jail import attest
+from sandbox_worker.packages import PackagesChangedError
 from schemas.messages import Bye, CallResult
 from schemas.packages import PackageFolder
 from tests.sandbox_worker.harness import PATIENCE_S, Worker, make_bundle, text_to_json, worker
+from tests.sandbox_worker.zygotes import refusal_of
 from tests.support.packages import lock, numpy_folder, package_folder
 
 pytestmark = [pytest.mark.jail, pytest.mark.system]
@@ -79,13 +82,19 @@ def _approved(folder: PackageFolder, *modules: str) -> dict[str, object]:
     return {"modules": modules, "packages": folder}
 
 
-def _refused(folder: Path, approved: PackageFolder | None, module: str = "package") -> Bye:
-    """The bye of a worker that cannot start with these packages."""
-    bundle = make_bundle(
-        folder, USE.format(module=module), methods=text_to_json(), modules=(module,)
+def _refusal(folder: Path, approved: PackageFolder | None) -> LaunchRefusedError | None:
+    """Why no zygote starts with these packages."""
+    changes = {"modules": ("package",), "packages": approved}
+    return refusal_of(
+        folder, USE.format(module="package"), modules=("package",), changes=changes
     )
-    changes = {"modules": (module,), "packages": approved}
-    one = Worker(folder, bundle, changes=changes)
+
+
+def _refused(folder: Path, approved: PackageFolder) -> Bye:
+    """The bye of a worker that cannot start with these packages."""
+    source = USE.format(module="package")
+    bundle = make_bundle(folder, source, methods=text_to_json(), modules=("package",))
+    one = Worker(folder, bundle, changes=_approved(approved, "package"))
     try:
         report = one.receive()
         assert isinstance(report, Bye), report
@@ -129,10 +138,9 @@ LEFT = {
 def test_an_import_leaves_nothing_but_memory(tmp_path: Path, what: str) -> None:
     """A thread, a process or shared memory left by an import refuses the start, by its name."""
     with package_folder({"package.py": LEFT[what]}) as path:
-        report = _refused(tmp_path, lock(path))
+        refusal = _refusal(tmp_path, lock(path))
 
-    assert report.reason == "plugin_load_failed"
-    assert f"left {what} behind" in report.detail
+    assert f"left {what} behind" in str(refusal)
 
 
 FAILING = {
@@ -147,13 +155,12 @@ FAILING = {
 
 @pytest.mark.parametrize("how", sorted(FAILING))
 def test_an_import_that_fails_refuses_the_start_with_its_reason(tmp_path: Path, how: str) -> None:
-    """The worker says which module and why, and ends with code 5."""
+    """The refusal says which module and why."""
     text, words = FAILING[how]
     with package_folder({"package.py": text}) as path:
-        report = _refused(tmp_path, lock(path))
+        refusal = _refusal(tmp_path, lock(path))
 
-    assert report.reason == "plugin_load_failed"
-    assert words in report.detail
+    assert words in str(refusal)
 
 
 def test_a_changed_byte_refuses_the_start(tmp_path: Path) -> None:
@@ -170,9 +177,10 @@ def test_a_changed_byte_refuses_the_start(tmp_path: Path) -> None:
 
 def test_an_approved_module_without_a_folder_refuses_the_start(tmp_path: Path) -> None:
     """A name alone brings no code: it is not looked for anywhere on the machine."""
-    report = _refused(tmp_path, None)
+    refusal = _refusal(tmp_path, None)
 
-    assert (report.reason, "no folder for package" in report.detail) == ("packages_changed", True)
+    assert isinstance(refusal, PackagesChangedError)
+    assert "no folder for package" in str(refusal)
 
 
 def test_an_approved_module_of_the_standard_library_needs_no_folder(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sandbox_worker.printing import TEXT_LETTERS_MAX
 from schemas.messages import CallFailure, CallResult
 from schemas.names import Domain
 from tests.sandbox_worker.harness import LIMITS, Worker, make_bundle, text_to_json
+from tests.support.gateway import wait_for
 
 pytestmark = [pytest.mark.jail, pytest.mark.system]
 
@@ -51,10 +52,8 @@ class Author:
 
     def __init__(self, folder: Path, domain: Domain, *, reads: bool = True) -> None:
         """Start the worker with the pipe as its stderr."""
-        read, write = os.pipe()
-        self._text: list[bytes] = []
-        self._reader = threading.Thread(target=self._read)
-        self.terminal = os.fdopen(read, "rb", buffering=0)
+        self._read, write = os.pipe()
+        self._text, self._marks = "", 0
         limits = msgspec.structs.replace(LIMITS, cpu_ms=500)
         bundle = make_bundle(
             folder, PLUGIN, methods=text_to_json(), limits=limits, domain=domain
@@ -62,26 +61,42 @@ class Author:
         self.worker = Worker(folder, bundle, limits=limits, stderr=write)
         os.close(write)
         self.worker.ready()
+        self._reader = threading.Thread(target=self._follow)
         if reads:
             self._reader.start()
 
-    def _read(self) -> None:
-        self._text.append(self.terminal.readall())
+    def _follow(self) -> None:
+        while data := os.read(self._read, 1 << 16):
+            self._text += data.decode()
+
+    def fill(self) -> None:
+        """Make the pipe small, so that what nobody reads fills it."""
+        fcntl.fcntl(self._read, fcntl.F_SETPIPE_SZ, 4096)
 
     def seen(self) -> str:
-        """Everything on the terminal, once the worker has ended."""
+        """What the terminal shows since this was last asked, calls that have ended included."""
+        self._marks += 1
+        mark = f"mark {self._marks}"
+        self.worker.value(f"print({mark!r})")
+        wait_for(mark, lambda: mark in self._text)
+        seen, self._text = self._text, ""
+        return seen[: seen.rindex("\n", 0, seen.rindex(mark)) + 1]
+
+    def close(self) -> str:
+        """End the worker, and give what the terminal showed to its end."""
         self.worker.close()
-        self._reader.join()
-        self.terminal.close()
-        return self._text[0].decode()
+        if self._reader.is_alive():
+            self._reader.join()
+        os.close(self._read)
+        return self._text
 
 
-@pytest.fixture
-def author(tmp_path: Path) -> Iterator[Author]:
+@pytest.fixture(scope="module")
+def author(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Author]:
     """An author's worker in a development domain."""
-    one = Author(tmp_path, "development")
+    one = Author(tmp_path_factory.mktemp("author"), "development")
     yield one
-    one.seen()
+    one.close()
 
 
 def test_an_author_sees_what_the_plugin_prints_line_by_line(author: Author) -> None:
@@ -148,12 +163,11 @@ def test_a_terminal_that_does_not_read_holds_up_nobody(tmp_path: Path) -> None:
     """With the pipe full the lines are lost and calls are answered as ever."""
     one = Author(tmp_path, "development", reads=False)
     try:
-        fcntl.fcntl(one.terminal, fcntl.F_SETPIPE_SZ, 4096)
+        one.fill()
         for _ in range(4):
             assert one.worker.value('[print("x" * 30_000), 7][1]') == 7
     finally:
-        one.worker.close()
-        one.terminal.close()
+        one.close()
 
 
 def test_in_production_nobody_hears_and_writing_is_a_broken_protocol(tmp_path: Path) -> None:
@@ -164,7 +178,7 @@ def test_in_production_nobody_hears_and_writing_is_a_broken_protocol(tmp_path: P
         assert isinstance(one.worker.call("fail()"), CallFailure)
         forged = one.worker.call('forge(b"secret")')
     finally:
-        seen = one.seen()
+        seen = one.close()
 
     assert isinstance(forged, CallFailure)
     assert forged.code == "output_invalid"
