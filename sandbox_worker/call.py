@@ -11,12 +11,14 @@ reply, after any progress, each a length and msgpack; the supervisor trusts none
 
 from __future__ import annotations
 
+import marshal
 import os
 
-from sandbox_worker import denials, method
+from sandbox_worker import method
 from sandbox_worker import rehearsal as rehearsing
-from sandbox_worker.encode import pack
-from sandbox_worker.jail import linux
+from sandbox_worker.encode import framed, pack
+from sandbox_worker.jail import landlock, linux, rlimits, seccomp
+from sandbox_worker.jail.linux import quick, succeeds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,8 +32,13 @@ JOB = 3
 JAIL_FAILED = 70
 """Exit status of a call process that could not close its jail; the worker ends with it."""
 
-_READ_BYTES = 4096
+LENGTH_BYTES = 5
+"""A marshalled int of 32 bits."""
+
+# Names of this module: looking into another one would write to its objects in every call.
 _read, _write = os.read, os.write
+_loads, _reply = marshal.loads, method.reply
+_DUP3, _CLOEXEC = linux.DUP3, os.O_CLOEXEC
 _NO_PID = 1 << 22
 """No pid is that large, see proc_sys_kernel(5)."""
 
@@ -69,25 +76,53 @@ class Jail:
         self.end = end
 
 
-def serve(
-    take_job: tuple[Prepared, ...], jail: Jail, plugin: Plugin, *, rehearsal: bool
-) -> NoReturn:
+def prepare(
+    domain: int, strict_filter: bytes, received: range, *, memory_mb: int, cpu_ms: int
+) -> Jail:
+    """Convert every system call of one kind of call process once, in the zygote.
+
+    Args:
+        domain: the descriptor of a Landlock ruleset.
+        strict_filter: what such a call process adds to the zygote's filter.
+        received: descriptors that it is handed; they move down to the numbers behind its job when
+            the ruleset is on, whose number one of them takes.
+        memory_mb: address space in MiB.
+        cpu_ms: processor time.
+    """
+    prepared, end = linux.prepared, JOB + 1 + len(received)
+    return Jail(
+        before=(landlock.prepared_restrict(domain),),
+        # In its own Landlock domain a call process cannot signal its parent.
+        forbidden=(prepared(linux.KILL, 1, 0),),
+        after=(
+            *(prepared(linux.DUP3, number, JOB + 1 + place, os.O_CLOEXEC)
+              for place, number in enumerate(received)),
+            prepared(linux.CLOSE_RANGE, 0, 2, 0),
+            prepared(linux.CLOSE_RANGE, end, 0xFFFFFFFF, 0),
+            *rlimits.call_limits(memory_mb, cpu_ms, end),
+            *rlimits.cpu_timer(cpu_ms),
+        ),
+        seal=(seccomp.prepared_install(strict_filter),),
+        limits=((rlimits.AS, memory_mb << 20), (rlimits.CPU, cpu_ms // 1000 + 1),
+                (rlimits.NOFILE, end)),
+        cpu_ms=cpu_ms,
+        end=end,
+    )  # fmt: skip
+
+
+def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool) -> NoReturn:
     """Become a call process: close the jail, answer one job, end. Never returns.
 
     Args:
-        take_job: puts this process's end of the job socket at descriptor 3.
+        job: this process's end of the job socket.
         jail: the prepared steps.
         plugin: what to run.
         rehearsal: read every effect back, and say so once the filter is on.
     """
     try:
-        if plugin.reseed is not None:
-            plugin.reseed()
-        if not linux.succeeds(take_job):
+        if quick(_DUP3, job, JOB, _CLOEXEC) != JOB:
             os._exit(JAIL_FAILED)
         _close_jail(jail, rehearsal=rehearsal)
-        if plugin.heard:
-            denials.listen()
         _answer(plugin)
         # The supervisor reads what this process used while it waits here, and ends it.
         _read(JOB, 1)
@@ -97,10 +132,9 @@ def serve(
 
 
 def _close_jail(jail: Jail, *, rehearsal: bool) -> None:
-    succeeds = linux.succeeds
     if rehearsal:
         fault = rehearsing.close_jail(jail, JOB)
-        _send(pack(["unavailable", *fault] if fault else ["rehearsed"]))
+        _send(framed(pack(["unavailable", *fault] if fault else ["rehearsed"])))
         if fault:
             os._exit(JAIL_FAILED)
     elif (
@@ -113,9 +147,9 @@ def _close_jail(jail: Jail, *, rehearsal: bool) -> None:
 def _answer(plugin: Plugin) -> None:
     """Read the job and send exactly one reply."""
     try:
-        frame = method.reply(_receive(), plugin)
+        frame = _reply(_receive(), plugin)
     except MemoryError:
-        frame = pack(["failed", "memory_limit_exceeded", ""])
+        frame = framed(pack(["failed", "memory_limit_exceeded", ""]))
     _send(frame)
 
 
@@ -129,32 +163,28 @@ def warm_up() -> None:
 
 def progress(fraction: float, note: str) -> None:
     """Tell the supervisor how far the plugin says it is."""
-    _send(pack(["progress", max(0, min(1000, int(fraction * 1000))), note]))
+    _send(framed(pack(["progress", max(0, min(1000, int(fraction * 1000))), note])))
 
 
 def wrote(text: str) -> None:
     """Tell the supervisor what the plugin prints."""
-    _send(pack(["wrote", text]))
+    _send(framed(pack(["wrote", text])))
 
 
 def _receive() -> bytes:
-    """One length-prefixed message from the supervisor, which is trusted."""
-    data = _read(JOB, _READ_BYTES)
-    size = int.from_bytes(data[:4], "big")
-    parts, missing = [data[4:]], size + 4 - len(data)
-    while missing > 0 and data:
-        data = _read(JOB, missing)
-        parts.append(data)
-        missing -= len(data)
-    if missing:
+    """One message from the supervisor, which is trusted: its length, marshalled, and its bytes."""
+    length = _read(JOB, LENGTH_BYTES)
+    if not length:
         # The supervisor closed the socket: there will be no job.
         os._exit(0)
-    return b"".join(parts) if len(parts) > 1 else parts[0]
+    size = _loads(length)
+    data = _read(JOB, size)
+    while len(data) < size and (more := _read(JOB, size - len(data))):
+        data += more
+    return data
 
 
 def _send(frame: bytes) -> None:
-    """Write one length-prefixed frame."""
-    data = len(frame).to_bytes(4, "big") + frame
-    sent = _write(JOB, data)
-    while sent < len(data):
-        sent += _write(JOB, data[sent:])
+    sent = _write(JOB, frame)
+    while sent < len(frame):
+        sent += _write(JOB, frame[sent:])

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 INTEGER_MAX = 2**53 - 1
 """Beyond it a JSON number has no exact spelling (RFC 8785, section 3.2.2.3)."""
 
+_INTEGER_MIN = -INTEGER_MAX
 _ESCAPES = {code: f"\\u{code:04x}" for code in range(0x20)} | {
     0x08: "\\b", 0x09: "\\t", 0x0A: "\\n", 0x0C: "\\f", 0x0D: "\\r", 0x22: '\\"', 0x5C: "\\\\",
 }  # fmt: skip
+
+
+_joined, _listed = "".join, ",".join
 
 
 def canonical_json(value: object) -> bytes:
@@ -32,53 +36,48 @@ def canonical_json(value: object) -> bytes:
         TypeError: the value holds something that JSON does not have.
         ValueError: a number or a string without an exact spelling.
     """
-    parts: list[str] = []
-    _write(value, parts.append)
-    return "".join(parts).encode()
+    return _text(value).encode()
 
 
-def _write(value: object, put: Callable[[str], object]) -> None:
-    if isinstance(value, str):
-        put(_string(value))
-    elif value is None or value is True or value is False:
-        put("null" if value is None else "true" if value else "false")
-    elif isinstance(value, int):
-        if not -INTEGER_MAX <= value <= INTEGER_MAX:
-            raise ValueError(f"integer beyond 2^53 - 1: {value.bit_length()} bits")
-        put(int.__repr__(value))
-    elif isinstance(value, dict):
-        separator = "{"
-        for key in _in_order(value):
-            put(f"{separator}{_string(key)}:")
-            _write(value[key], put)
-            separator = ","
-        put("{}" if separator == "{" else "}")
-    elif isinstance(value, (list, tuple)):
-        separator = "["
+def _text(value: object) -> str:
+    """One value: by its exact type, which costs less, or as what its type inherits from.
+
+    Loops are written out because before Python 3.12 a comprehension makes a function of its own.
+    """
+    kind = type(value)
+    if kind is str or kind is int:
+        return _leaf(value)  # type: ignore[arg-type]  # mypy does not follow `kind`.
+    if value is None or value is True or value is False:
+        return "null" if value is None else "true" if value else "false"
+    if isinstance(value, dict):
+        # Joining refuses a key that is no string.
+        keys = sorted(value) if _joined(value).isascii() else sorted(value, key=_utf16)
+        members = []
+        for key in keys:
+            members.append(f"{_leaf(key)}:{_text(value[key])}")  # noqa: PERF401  See `_text`.
+        return f"{{{_listed(members)}}}"
+    if isinstance(value, (list, tuple)):
+        items = []
         for item in value:
-            put(separator)
-            _write(item, put)
-            separator = ","
-        put("[]" if separator == "[" else "]")
-    elif isinstance(value, float):
-        put(_number(value))
-    else:
-        raise TypeError(f"JSON has no {type(value).__name__}")
+            items.append(_text(item))  # noqa: PERF401  See `_text`.
+        return f"[{_listed(items)}]"
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, (str, int)):
+        return _leaf(value)
+    raise TypeError(f"JSON has no {type(value).__name__}")
 
 
-def _string(value: str) -> str:
-    # Nothing that must be escaped is printable but these two, and looking costs less than escaping.
-    if value.isprintable() and '"' not in value and "\\" not in value:
-        return f'"{value}"'
-    return '"' + value.translate(_ESCAPES) + '"'
-
-
-def _in_order(value: dict[str, object]) -> list[str]:
-    """The keys as RFC 8785 sorts them: by UTF-16 code units, which differs beyond ASCII only."""
-    # Joining refuses a key that is no string.
-    if "".join(value).isascii():
-        return sorted(value)
-    return sorted(value, key=_utf16)
+def _leaf(value: str | int) -> str:
+    if isinstance(value, str):
+        # Python's own spelling is longer by more than its quotes where a character is escaped, and
+        # it escapes all that JSON does but one: looking costs less than escaping.
+        if len(f"{value!r}") == len(value) + 2 and '"' not in value:
+            return f'"{value}"'
+        return '"' + value.translate(_ESCAPES) + '"'
+    if not _INTEGER_MIN <= value <= INTEGER_MAX:
+        raise ValueError(f"integer beyond 2^53 - 1: {value.bit_length()} bits")
+    return int.__repr__(value)
 
 
 def _utf16(key: str) -> bytes:
@@ -111,6 +110,11 @@ def _number(value: float) -> str:
         power = f"e{'+' if point > 0 else '-'}{abs(point - 1)}"
         text = digits[0] + ("." + digits[1:] if count > 1 else "") + power
     return "-" + text if value < 0 else text
+
+
+def framed(body: bytes) -> bytes:
+    """A body behind its length in four bytes."""
+    return len(body).to_bytes(4, "big") + body
 
 
 def pack(value: object) -> bytes:

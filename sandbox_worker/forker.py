@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sandbox_worker import packages, rehearsal, vitals, zygote
+from sandbox_worker import forks, packages, rehearsal, vitals, zygote
 from sandbox_worker.bundle import Bundle, LaunchRefusedError, modules_to_load
 from sandbox_worker.handing import names_handed
 from sandbox_worker.jail import policy
@@ -94,7 +94,7 @@ class Forker:
         """Ask for call processes; each gets one end of a socket whose other end is returned.
 
         Args:
-            numbers: fresh call process numbers, at most `zygote.FORKS_MAX`.
+            numbers: fresh call process numbers, at most `forks.FORKS_MAX`.
             rehearse: whether they read their effects back and say so.
             handed: descriptors for the one call process asked for; they stay open here.
         """
@@ -105,8 +105,8 @@ class Forker:
             mine.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             ours.append(mine)
             theirs.append(its)
-        kind = zygote.REHEARSE if rehearse else zygote.FORK
-        message = kind + struct.pack(f"={len(numbers)}Q", *numbers)
+        kind = forks.REHEARSE if rehearse else forks.FORK
+        message = struct.pack(f"=Q{len(numbers)}Q", kind, *numbers)
         socket.send_fds(self.control, [message], [*(one.fileno() for one in theirs), *handed])
         for its in theirs:
             its.close()
@@ -114,22 +114,17 @@ class Forker:
 
     def kill(self, number: int) -> None:
         """Have the zygote kill one call process; it may have ended already."""
-        self.control.send(zygote.KILL + struct.pack("=Q", number))
+        self.control.send(struct.pack("=QQ", forks.KILL, number))
 
     def ended(self) -> list[Exit | ForkFailure] | None:
         """What the zygote reports now; None when the zygote itself is gone."""
         try:
-            message = self.control.recv(zygote.MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT)
+            message = self.control.recv(forks.MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
         except ConnectionError:
             return None
-        if message[:1] == zygote.EXITED:
-            records = zygote.EXIT_RECORD.iter_unpack(message[1:])
-            return [Exit(*record) for record in records]
-        if message[:1] == zygote.FORK_FAILED:
-            return [ForkFailure(*struct.unpack("=Qi", message[1:]))]
-        return None
+        return _endings(message)
 
     def close(self) -> None:
         """End the zygote and everything below it."""
@@ -140,6 +135,19 @@ class Forker:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
         self.stub.wait()
+
+
+def _endings(message: bytes) -> list[Exit | ForkFailure] | None:
+    """The endings that one message of a zygote tells of; None for what is not such a message."""
+    if len(message) < 2 * forks.WORD_BYTES:
+        return None
+    kind, *words = struct.unpack(f"={len(message) // forks.WORD_BYTES}Q", message)
+    if kind == forks.FORK_FAILED:
+        return [ForkFailure(*words)]
+    if kind != forks.EXITED:
+        return None
+    step = forks.RECORD_WORDS
+    return [Exit(*words[at : at + step]) for at in range(0, len(words), step)]
 
 
 def start(launch: LaunchDocument, bundle: Bundle) -> Forker:
@@ -269,7 +277,7 @@ def _receive(forker: Forker, deadline: float) -> tuple[bytes, int]:
     forker.control.settimeout(left)
     try:
         message, ancillary, _, _ = forker.control.recvmsg(
-            zygote.MESSAGE_BYTES_MAX, socket.CMSG_SPACE(_CREDENTIALS.size)
+            forks.MESSAGE_BYTES_MAX, socket.CMSG_SPACE(_CREDENTIALS.size)
         )
     except TimeoutError:
         return _receive(forker, deadline)
@@ -330,7 +338,7 @@ def _await_loaded(forker: Forker, deadline: float) -> None:
     message, _ = _receive(forker, deadline)
     if message[:1] == zygote.LOAD_FAILED:
         raise LaunchRefusedError(f"the plugin does not compile: {message[1:].decode()}")
-    if message[:1] != zygote.READY:
+    if message[:1] != forks.READY:
         raise LaunchRefusedError("the zygote ended while it compiled the plugin")
 
 
@@ -390,19 +398,18 @@ def _rehearse_one(
         if frame == ["rehearsed"]:
             filters = int(attest(pid, uid=_uid(), filters=2)["Seccomp_filters"])
             data = marshal.dumps(("probe", probes), MARSHAL_VERSION)
-            job.sendall(len(data).to_bytes(4, "big") + data)
+            job.sendall(marshal.dumps(len(data), MARSHAL_VERSION) + data)
             frame, _ = _frame(job)
     message, _ = _receive(forker, deadline)
-    if message[:1] == zygote.FORK_FAILED:
-        code = int.from_bytes(message[9:13], "little")
-        raise SandboxUnavailable("fork", code, remedies.FORK)
+    (ending,) = _endings(message) or (None,)
+    if isinstance(ending, ForkFailure):
+        raise SandboxUnavailable("fork", ending.errno, remedies.FORK)
     match frame:
         case ["unavailable", str(feature), int(code)]:
             raise SandboxUnavailable(feature, code, rehearsal.REMEDIES[feature])
-    if message[:1] != zygote.EXITED or not filters:
+    if ending is None or not filters:
         raise SandboxUnavailable("call process", 0, remedies.DEFECT)
-    ((_, status, _, _),) = zygote.EXIT_RECORD.iter_unpack(message[1:])
-    return status, frame, filters
+    return ending.status, frame, filters
 
 
 def _frame(job: socket.socket) -> tuple[object, int]:
@@ -412,5 +419,5 @@ def _frame(job: socket.socket) -> tuple[object, int]:
         return None, 0
     pid = next((_CREDENTIALS.unpack(item)[0] for _, _, item in ancillary), 0)
     size = int.from_bytes(data, "big")
-    body = job.recv(min(size, zygote.MESSAGE_BYTES_MAX), socket.MSG_WAITALL)
+    body = job.recv(min(size, forks.MESSAGE_BYTES_MAX), socket.MSG_WAITALL)
     return msgspec.msgpack.decode(body), pid

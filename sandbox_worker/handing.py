@@ -138,7 +138,7 @@ class Folders:
 
 
 def _open_beneath(folder: int, path: str) -> tuple[int, int]:
-    _PATH.buffer.value = os.fsencode(path)
+    _PATH.write(os.fsencode(path))
     place = linux.call(linux.OPENAT2, folder, _PATH, _HOW, _HOW_BYTES)
     try:
         if not stat.S_ISREG(os.fstat(place).st_mode):

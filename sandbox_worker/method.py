@@ -16,7 +16,7 @@ import marshal
 import sys
 
 from sandbox_worker import denials, probes
-from sandbox_worker.encode import canonical_json, pack
+from sandbox_worker.encode import canonical_json, framed, pack
 from sandbox_worker.sdk.api import OPTIONS_ATTRIBUTE, CannotAnswer, Context, InvalidInput
 from sandbox_worker.sdk.payloads import (
     KINDS,
@@ -29,8 +29,8 @@ from sandbox_worker.sdk.payloads import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     # Never true when running: the zygote stays lean.
-    from collections.abc import Callable
-    from types import CodeType
+    from collections.abc import Callable, Mapping, Sequence
+    from types import CodeType, ModuleType
 
     from sandbox_worker.printing import Printer
 
@@ -43,20 +43,28 @@ _PAYLOADS = frozenset(KINDS.values())
 _PLAIN = frozenset((dict, list, str, int, float, bool, type(None)))
 """Types of results that are JSON and nothing else, unless the method gives text."""
 
-_JSON_REPLY, _SCHEMA = b"\x92\xa6result\x83\xa4type\xa4json\xa4data\xc6", b"\xa6schema"
+_JSON_REPLY = b"\x92\xa6result\x83\xa4type\xa4json\xa4data\xc6"
+_SCHEMA, _NO_SCHEMA = b"\xa6schema", b"\xa6schema\xc0"
 """`["result", {"type": "json", "data": ..., "schema": ...}]` in msgpack, around its values."""
+
+_JSON_OVERHEAD = len(_JSON_REPLY) + 4
+_joined = b"".join
 
 WARM_ROUNDS = 16
 _WARM_SOURCE = """
 from __future__ import annotations
-from sandbox_worker.sdk import Context, TextPayload, method
+from sandbox_worker.sdk import Context, JSONPayload, TextPayload, method
 @method()
-def warm(ctx: Context, text: TextPayload):
+def text(ctx: Context, text: TextPayload):
     return {"a": [1, 1.5, None, text.text], "b": {}}
+@method()
+def document(ctx: Context, document: JSONPayload) -> JSONPayload:
+    return document
 """
 
+_AT_HAND = {name: sys.modules[name] for name in ("__future__", "sandbox_worker.sdk")}
+_import_any = builtins.__import__
 _loads = marshal.loads  # What it reads is the supervisor's, which is trusted.
-_module = type(sys)
 
 
 class Plugin:
@@ -64,14 +72,14 @@ class Plugin:
 
     Attributes:
         code: the module's code.
-        module: the module it will run in; classes made by the plugin look it up by name.
+        names: those of the module that it will run in.
         context: what the method gets, but for what differs from call to call.
         reseed: makes `random` start anew, where entropy is not granted.
         heard: whether an audit hook notices what is denied.
         printer: takes what the plugin prints, where anybody reads it.
     """
 
-    __slots__ = ("code", "context", "heard", "module", "printer", "reseed", "to_builtins")
+    __slots__ = ("code", "context", "heard", "names", "printer", "reseed", "to_builtins")
 
     def __init__(
         self,
@@ -92,11 +100,30 @@ class Plugin:
             env=denials.NOTHING, resources=resources, progress=progress,
             log=None if printer is None else printer.log,
         )  # fmt: skip
-        self.module = sys.modules[PLUGIN_MODULE] = _module(PLUGIN_MODULE)
-        self.module.__dict__["__builtins__"] = builtins
+        # Classes that the plugin makes look their module up by its name.
+        module = sys.modules[PLUGIN_MODULE] = type(sys)(PLUGIN_MODULE)
+        self.names = module.__dict__
+        self.names["__builtins__"] = builtins
         self.to_builtins: Callable[[object], object] | None = getattr(
             sys.modules.get("msgspec"), "to_builtins", None
         )
+
+
+def import_quickly() -> None:
+    """Have this process import what nearly every plugin imports without a search."""
+    _BUILTINS["__import__"] = _import
+
+
+def _import(
+    name: str,
+    globals: Mapping[str, object] | None = None,  # noqa: A002  As the function it stands for.
+    locals: Mapping[str, object] | None = None,  # noqa: A002  As above.
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+) -> ModuleType:
+    if fromlist and name in _AT_HAND:
+        return _AT_HAND[name]
+    return _import_any(name, globals, locals, fromlist, level)
 
 
 def warm_up() -> None:
@@ -107,16 +134,23 @@ def warm_up() -> None:
     """
     code = compile(_WARM_SOURCE, "warm", "exec", dont_inherit=True)
     environment: dict[str, str] = {}
-    job = ("run", "", "warm", "text", ("", "text/plain"), "json", environment, ())
-    for _ in range(WARM_ROUNDS):
+    jobs: tuple[tuple[str, str, tuple[str | dict[str, list[int]] | None, ...]], ...] = (
+        ("text", "text", ("", "text/plain")), ("document", "json", ({"a": [1, True]}, None)),
+    )  # fmt: skip
+    for name, kind, fields in jobs * WARM_ROUNDS:
+        job = ("run", "", name, kind, fields, "json", environment, ())
         reply(marshal.dumps(job, MARSHAL_VERSION), Plugin(code, {}, None, None))
 
 
 def reply(job: bytes, plugin: Plugin) -> bytes:
-    """The reply to one job, as msgpack."""
+    """The frame that answers one job."""
     order = _loads(job)
     if order[0] == "probe":
-        return pack(["probed", probes.run(order[1])])
+        return framed(pack(["probed", probes.run(order[1])]))
+    if plugin.reseed is not None:
+        plugin.reseed()
+    if plugin.heard:
+        denials.listen()
     _, request_id, name, kind, fields, output_kind, env, handed = order
     context = plugin.context
     context.request_id, context.method = request_id, name
@@ -130,23 +164,27 @@ def reply(job: bytes, plugin: Plugin) -> bytes:
     if denials.last:
         end.append(denials.last)
     try:
-        return pack(end)
+        return framed(pack(end))
     except (TypeError, ValueError, AttributeError) as error:
-        return pack(["failed", "output_invalid", ascii(error)[:256]])
+        return framed(pack(["failed", "output_invalid", ascii(error)[:256]]))
 
 
 def _run(
     plugin: Plugin, context: Context, payload: object, output_kind: str
 ) -> bytes | list[object]:
     """Load the module, run the method, and say how it ended: packed, or a failure's values."""
+    names = plugin.names
     try:
-        function = _method(plugin, context.method)
+        exec(plugin.code, names)  # noqa: S102  Running it is what the whole jail is for.
+        if context.method not in names or not hasattr(names[context.method], OPTIONS_ATTRIBUTE):
+            return ["failed", "plugin_load_failed", f"no @method is named {context.method}"]
     except MemoryError:
         raise
     except BaseException as error:  # noqa: BLE001  Plugin code may raise anything.
         return _failed(plugin, "plugin_load_failed", error)
     try:
-        result = function(context, _argument(function, payload, plugin.module.__dict__))
+        function = names[context.method]
+        result = function(context, _argument(function, payload, names))
     except MemoryError:
         raise
     except InvalidInput as error:
@@ -169,28 +207,22 @@ def _failed(plugin: Plugin, code: str, error: BaseException) -> list[object]:
     return ["failed", code, _sentence(error)]
 
 
-def _method(plugin: Plugin, name: str) -> Callable[[Context, object], object]:
-    """Execute the module and find a function that `@method` marked."""
-    names = plugin.module.__dict__
-    exec(plugin.code, names)  # noqa: S102  Running it is what the whole jail is for.
-    function = names.get(name)
-    if function is None or not hasattr(function, OPTIONS_ATTRIBUTE):
-        raise InvalidInput(f"the module has no @method named {name}")
-    found: Callable[[Context, object], object] = function
-    return found
-
-
 def _argument(
     function: Callable[..., object], payload: object, names: dict[str, object]
 ) -> object:
     """The payload as the function's second parameter is annotated: payload, struct or value."""
     wanted: object = None
-    for name, annotation in function.__annotations__.items():
+    annotations = function.__annotations__
+    for name in annotations:
         if name != "return":
-            wanted = annotation
+            wanted = annotations[name]
     if type(wanted) is str:
-        found = names.get(wanted) or _BUILTINS.get(wanted)
-        wanted = eval(wanted, names) if found is None else found  # noqa: S307  The plugin's own.
+        if wanted in names:
+            wanted = names[wanted]
+        elif wanted in _BUILTINS:
+            wanted = _BUILTINS[wanted]
+        else:
+            wanted = eval(wanted, names)  # noqa: S307  The plugin's own annotation.
     # With one annotation it may be the context's.
     if wanted is type(payload) or wanted is None or wanted is Context or wanted in _PAYLOADS:
         return payload
@@ -218,14 +250,16 @@ def _result(result: object, output_kind: str, plugin: Plugin) -> bytes:
     if plugin.to_builtins is not None:
         result = plugin.to_builtins(result)
     data = canonical_json(result)
-    size = len(data).to_bytes(4, "big")
-    return b"".join((_JSON_REPLY, size, data, _SCHEMA, b"\xc0" if schema is None else pack(schema)))
+    named = _NO_SCHEMA if schema is None else _SCHEMA + pack(schema)
+    size = len(data)
+    head = (size + _JSON_OVERHEAD + len(named)).to_bytes(4, "big")
+    return _joined((head, _JSON_REPLY, size.to_bytes(4, "big"), data, named))
 
 
 def _other_result(result: TextPayload | BinaryRefPayload | DatasetSlicePayload) -> bytes:
     kind = next(name for name, one in KINDS.items() if isinstance(result, one))
     fields = {name: getattr(result, name) for name in KINDS[kind].__slots__}
-    return pack(["result", {"type": kind} | fields])
+    return framed(pack(["result", {"type": kind} | fields]))
 
 
 def _sentence(error: BaseException) -> str:

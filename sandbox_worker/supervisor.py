@@ -27,6 +27,7 @@ from sandbox_worker import vitals
 from sandbox_worker.bundle import Bundle
 from sandbox_worker.call import JAIL_FAILED
 from sandbox_worker.forker import Exit, Forker, ForkFailure
+from sandbox_worker.forks import FORKS_MAX
 from sandbox_worker.handing import Desk, Folders, Handing
 from sandbox_worker.jobs import Job, run_job
 from sandbox_worker.method import MARSHAL_VERSION
@@ -45,7 +46,6 @@ from sandbox_worker.replies import (
 from sandbox_worker.terminal import Terminal
 from sandbox_worker.verdicts import Verdict, exit_code, fault, verdict
 from sandbox_worker.warm import Warm
-from sandbox_worker.zygote import FORKS_MAX
 from schemas.launch import LaunchDocument
 from schemas.messages import (
     Abort,
@@ -265,7 +265,7 @@ class Supervisor:
         self._by_call[key] = slot
         self._by_descriptor[slot.job.fileno()] = slot
         data = marshal.dumps(job, MARSHAL_VERSION)  # type: ignore[arg-type]  # Plain values only, see `jobs`.
-        slot.outbox = memoryview(len(data).to_bytes(4, "big") + data)
+        slot.outbox = memoryview(marshal.dumps(len(data), MARSHAL_VERSION) + data)
         self.poll.register(slot.job.fileno(), select.EPOLLIN)
         self._push(slot)
         # With idle processes left the pool is filled when calls end, not when they begin, so that

@@ -8,10 +8,9 @@ user namespace keeps its creator's uid; every effect is read back, since an oute
 from __future__ import annotations
 
 import os
-import struct
 
 from sandbox_worker.jail import linux
-from sandbox_worker.jail.linux import Memory, expect, prctl, require
+from sandbox_worker.jail.linux import Memory, expect, packed, prctl, require
 from schemas.remedies import OUTER as _HINT
 
 SANDBOX_ID = 65534
@@ -20,7 +19,7 @@ SANDBOX_ID = 65534
 SECUREBITS_LOCKED = 0xEF
 """No root, no setuid fix-up, no ambient raise, each locked, and keep_caps locked off."""
 
-_CAPABILITY_HEADER = struct.pack("=Ii", 0x20080522, 0)
+_CAPABILITY_HEADER = packed(4, 0x20080522, 0)
 
 
 def become_sandbox_user() -> None:
@@ -82,7 +81,7 @@ def set_capabilities(mask: int) -> None:
         mask: one bit per capability number.
     """
     low, high = mask & 0xFFFFFFFF, mask >> 32
-    wanted = struct.pack("=6I", low, low, 0, high, high, 0)
+    wanted = packed(4, low, low, 0, high, high, 0)
     require("capabilities", _HINT, linux.CAPSET, Memory(_CAPABILITY_HEADER), Memory(wanted))
     found = Memory(24)
     require("capabilities", _HINT, linux.CAPGET, Memory(_CAPABILITY_HEADER), found)

@@ -8,10 +8,16 @@ layer that handles any file right forbids mounts to all descendants. See landloc
 from __future__ import annotations
 
 import os
-import struct
 
 from sandbox_worker.jail import linux
-from sandbox_worker.jail.linux import Memory, Prepared, SandboxUnavailable, expect, require
+from sandbox_worker.jail.linux import (
+    Memory,
+    Prepared,
+    SandboxUnavailable,
+    expect,
+    packed,
+    require,
+)
 from schemas.remedies import LANDLOCK as _HINT
 
 ABI_MIN = 6
@@ -50,10 +56,10 @@ def ruleset(
     """
     abi()
     rights = FILE_RIGHTS if files else 0
-    attribute = Memory(struct.pack("=QQQ", rights, NETWORK_RIGHTS, SCOPES if scopes else 0))
+    attribute = Memory(packed(8, rights, NETWORK_RIGHTS, SCOPES if scopes else 0))
     descriptor = require("landlock", _HINT, linux.LANDLOCK_CREATE_RULESET, attribute, 24, 0)
     for directory, allowed in (beneath or {}).items():
-        rule = Memory(struct.pack("=Qi", allowed, directory))
+        rule = Memory(packed(8, allowed) + packed(4, directory))
         require(
             "landlock", _HINT,
             linux.LANDLOCK_ADD_RULE, descriptor, _RULE_PATH_BENEATH, rule, 0,

@@ -1,4 +1,4 @@
-"""Raw Linux system calls: the only file that touches `ctypes`.
+"""Raw Linux system calls: the only file that touches `ctypes`, and only its core in C.
 
 Rules this file keeps: it decides nothing, it only calls; every failing call raises with its errno;
 calls that the call process makes are prepared beforehand, so that a forked child runs no
@@ -8,14 +8,27 @@ them with `syscalls_x86_64.txt`.
 
 from __future__ import annotations
 
-import ctypes
+# Each mapping and page of the zygote is paid for by every fork; the package around this core, and
+# what it imports, is a third of them.
+import _ctypes
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # Never true when running: the zygote stays lean.
+    from collections.abc import Callable
+
+READ = 0
+WRITE = 1
 CLOSE = 3
+POLL = 7
 MMAP = 9
 MPROTECT = 10
 RT_SIGPROCMASK = 14
+MADVISE = 28
 SOCKET = 41
+RECVMSG = 47
+WAIT4 = 61
 KILL = 62
 PTRACE = 101
 CAPGET = 125
@@ -61,15 +74,37 @@ PR_SPEC_STORE_BYPASS = 0
 PR_SPEC_INDIRECT_BRANCH = 1
 PR_SPEC_FORCE_DISABLE = 8
 
-# PyDLL keeps the interpreter lock: the zygote has one thread, and releasing costs a fault.
-_syscall = ctypes.PyDLL(None, use_errno=True).syscall
-_syscall.restype = ctypes.c_long
+
+# There is no other name for the base, and for type checkers alone it takes a parameter.
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # noqa: SLF001
+    _type_ = "l"
+
+
+class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]  # noqa: SLF001
+    _type_ = "c"
+
+
+# FUNCFLAG_PYTHONAPI keeps the interpreter lock: one thread, and releasing it costs a page.
+class _Quick(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI
+    _restype_ = _Long
+
+
+class _Exact(_ctypes.CFuncPtr):
+    _flags_ = _Quick._flags_ | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+
+
+_program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # None is this program.
+_address = _ctypes.dlsym(_program, "syscall")
+_syscall = _Exact(_address)
 # Keeping errno costs a dictionary of the thread on each call; call processes only ask whether.
-_quick_syscall = ctypes.PyDLL(None).syscall
-_quick_syscall.restype = ctypes.c_long
-_longs: dict[int, ctypes.c_long] = {}
+quick: Callable[..., int] = _Quick(_address)
+"""Make one prepared call and give its result, -1 for any error."""
+
+_longs: dict[int, _Long] = {}
 _kept: list[tuple[int | Memory, ...]] = []
-Prepared = tuple["int | ctypes.c_long", ...]
+Prepared = tuple["int | _Long", ...]
 
 
 class SandboxUnavailable(Exception):
@@ -92,24 +127,33 @@ class SandboxUnavailable(Exception):
 class Memory:
     """Bytes at a fixed address, for arguments that the kernel reads or fills."""
 
-    __slots__ = ("address", "buffer", "keep")
+    __slots__ = ("_fixed", "address", "buffer", "keep")
 
     def __init__(self, content: bytes | int, keep: Memory | None = None) -> None:
         """Hold `content`, or that many zero bytes; `keep` is memory that `content` points to."""
-        size = content if isinstance(content, int) else len(content)
-        self.buffer = ctypes.create_string_buffer(content, size)
-        self.address = ctypes.addressof(self.buffer)
+        self.buffer = bytearray(content)
+        self._fixed = _Char.from_buffer(self.buffer)
+        self.address = _ctypes.addressof(self._fixed)
         self.keep = keep
 
     def read(self) -> bytes:
         """What the memory holds now."""
-        return self.buffer.raw
+        return bytes(self.buffer)
+
+    def write(self, text: bytes) -> None:
+        """Put a text that ends with a zero byte at the beginning; it must be shorter."""
+        self.buffer[: len(text) + 1] = text + b"\0"
 
 
-def prepared(number: int, *arguments: int | Memory) -> Prepared:
-    """One system call with its arguments converted, to be run with `succeeds`, for good."""
-    _kept.append(arguments)
-    return _words(number, *arguments)
+def packed(size: int, *numbers: int) -> bytes:
+    """Numbers side by side, each in so many bytes, as the kernel reads structures."""
+    return b"".join(number.to_bytes(size, "little") for number in numbers)
+
+
+def prepared(*words: int | Memory) -> Prepared:
+    """One system call, its number first, with its arguments converted and kept for good."""
+    _kept.append(words)
+    return _words(*words)
 
 
 def _words(*words: int | Memory) -> Prepared:
@@ -121,7 +165,7 @@ def _words(*words: int | Memory) -> Prepared:
     # Equal objects are one object, so that a fork copies fewer pages.
     return tuple(
         number if 0 <= number < 1 << 31 and place < 6
-        else _longs.setdefault(number, ctypes.c_long(number))
+        else _longs.setdefault(number, _Long(number))
         for place, number in enumerate(numbers)
     )  # fmt: skip
 
@@ -129,7 +173,7 @@ def _words(*words: int | Memory) -> Prepared:
 def succeeds(steps: tuple[Prepared, ...]) -> bool:
     """Run prepared calls in order, up to the first that fails, and say whether none did."""
     for step in steps:  # noqa: SIM110  A generator would be one more frame in every call process.
-        if _quick_syscall(*step) < 0:
+        if quick(*step) < 0:
             return False
     return True
 
@@ -142,19 +186,19 @@ def call(number: int, *arguments: int | Memory) -> int:
     """
     result: int = _syscall(*_words(number, *arguments))
     if result < 0:
-        errno = ctypes.get_errno()
+        errno = _ctypes.get_errno()
         raise OSError(errno, os.strerror(errno))
     return result
 
 
 def load_library(name: str) -> None:
     """Load a library of the system for good. Raises OSError where there is none."""
-    ctypes.CDLL(name)
+    _ctypes.dlopen(name, 0)
 
 
 def failure(step: Prepared) -> int:
     """Run one prepared call and give its errno, 0 where it succeeded."""
-    return ctypes.get_errno() if _syscall(*step) < 0 else 0
+    return _ctypes.get_errno() if _syscall(*step) < 0 else 0
 
 
 def prctl(option: int, value: int = 0, other: int = 0) -> int:

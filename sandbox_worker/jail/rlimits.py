@@ -8,12 +8,8 @@ getrlimit(2), timer_create(2).
 
 from __future__ import annotations
 
-import errno
-import resource
-import struct
-
 from sandbox_worker.jail import linux
-from sandbox_worker.jail.linux import Memory, Prepared, expect
+from sandbox_worker.jail.linux import Memory, Prepared, expect, packed
 from schemas.remedies import LIMITS, OUTER
 
 ZYGOTE_DESCRIPTORS = 128
@@ -22,12 +18,8 @@ ZYGOTE_DESCRIPTORS = 128
 ZYGOTE_BYTES = 1 << 30
 """Address space of the zygote: what a source may cost while it is compiled."""
 
-_ZERO = (
-    resource.RLIMIT_CORE,
-    resource.RLIMIT_FSIZE,
-    resource.RLIMIT_MEMLOCK,
-    resource.RLIMIT_MSGQUEUE,
-)
+# Numbers of getrlimit(2) on this machine: the module that names them would be mapped for good.
+CPU, FSIZE, CORE, NOFILE, MEMLOCK, AS, MSGQUEUE = 0, 1, 4, 7, 8, 9, 12
 _CLOCK_PROCESS_CPUTIME = 2
 _SIGEV_SIGNAL = 0
 _SIGKILL = 9
@@ -35,17 +27,11 @@ _SIGKILL = 9
 
 def limit_zygote() -> None:
     """No core dump, no file growth, no locked memory, no message queue; bounded memory."""
-    wanted = dict.fromkeys(_ZERO, (0, 0))
-    wanted[resource.RLIMIT_NOFILE] = (ZYGOTE_DESCRIPTORS, ZYGOTE_DESCRIPTORS)
-    wanted[resource.RLIMIT_AS] = (ZYGOTE_BYTES, ZYGOTE_BYTES)
-    for kind, pair in wanted.items():
-        try:
-            resource.setrlimit(kind, pair)
-        except (OSError, ValueError) as error:
-            # The resource module turns EPERM into a ValueError.
-            code = error.errno if isinstance(error, OSError) else errno.EPERM
-            raise linux.SandboxUnavailable("resource limits", code or 0, LIMITS) from None
-        expect("resource limits", resource.getrlimit(kind) == pair, OUTER)
+    wanted = dict.fromkeys((CORE, FSIZE, MEMLOCK, MSGQUEUE), 0)
+    for kind, limit in (wanted | {NOFILE: ZYGOTE_DESCRIPTORS, AS: ZYGOTE_BYTES}).items():
+        pair = Memory(packed(8, limit, limit))
+        linux.require("resource limits", LIMITS, linux.PRLIMIT64, 0, kind, pair, 0)
+        expect("resource limits", soft_limit(kind) == limit, OUTER)
 
 
 def call_limits(memory_mb: int, cpu_ms: int, descriptors: int) -> tuple[Prepared, ...]:
@@ -58,12 +44,12 @@ def call_limits(memory_mb: int, cpu_ms: int, descriptors: int) -> tuple[Prepared
     """
     seconds = cpu_ms // 1000 + 1
     pairs = {
-        resource.RLIMIT_AS: (memory_mb << 20, memory_mb << 20),
-        resource.RLIMIT_CPU: (seconds, seconds + 1),
-        resource.RLIMIT_NOFILE: (descriptors, descriptors),
+        AS: (memory_mb << 20, memory_mb << 20),
+        CPU: (seconds, seconds + 1),
+        NOFILE: (descriptors, descriptors),
     }
     return tuple(
-        linux.prepared(linux.PRLIMIT64, 0, kind, Memory(struct.pack("=QQ", *pair)), 0)
+        linux.prepared(linux.PRLIMIT64, 0, kind, Memory(packed(8, *pair)), 0)
         for kind, pair in pairs.items()
     )
 
@@ -73,10 +59,10 @@ def cpu_timer(cpu_ms: int) -> tuple[Prepared, ...]:
 
     The timer is the first of its process, so its id is 0: timers are not inherited over fork.
     """
-    event = Memory(struct.pack("=QiiQQQQQQ", 0, _SIGKILL, _SIGEV_SIGNAL, 0, 0, 0, 0, 0, 0))
+    event = Memory(packed(8, 0) + packed(4, _SIGKILL, _SIGEV_SIGNAL) + bytes(48))
     timer = Memory(4)
     seconds, rest_ms = divmod(cpu_ms, 1000)
-    spec = Memory(struct.pack("=qqqq", 0, 0, seconds, rest_ms * 1_000_000))
+    spec = Memory(packed(8, 0, 0, seconds, rest_ms * 1_000_000))
     return (
         linux.prepared(linux.TIMER_CREATE, _CLOCK_PROCESS_CPUTIME, event, timer),
         linux.prepared(linux.TIMER_SETTIME, 0, 0, spec, 0),
@@ -87,12 +73,12 @@ def timer_remaining_ns() -> int:
     """What is left on the CPU timer; 0 if it is not armed. For the self-test, before the filter."""
     state = Memory(32)
     linux.call(linux.TIMER_GETTIME, 0, state)
-    _, _, seconds, nanoseconds = struct.unpack("=qqqq", state.read())
+    _, _, seconds, nanoseconds = memoryview(state.buffer).cast("q")
     return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
 
 def soft_limit(kind: int) -> int:
-    """The limit of this process as the kernel has it; for the rehearsal, before the filter."""
+    """The limit of this process as the kernel has it, read back before the filter is on."""
     pair = Memory(16)
     linux.call(linux.PRLIMIT64, 0, kind, 0, pair)
     return int.from_bytes(pair.read()[:8], "little")

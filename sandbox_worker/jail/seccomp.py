@@ -7,10 +7,8 @@ zygote receives programs as bytes and never imports the table. See seccomp(2).
 
 from __future__ import annotations
 
-import struct
-
 from sandbox_worker.jail import linux
-from sandbox_worker.jail.linux import Memory, Prepared, SandboxUnavailable, require
+from sandbox_worker.jail.linux import Memory, Prepared, SandboxUnavailable, packed, require
 from schemas.remedies import SECCOMP as _HINT
 
 ALL_THREADS = 1
@@ -42,4 +40,4 @@ def expect_installed() -> None:
 
 def _sock_fprog(program: bytes) -> Memory:
     code = Memory(program)
-    return Memory(struct.pack("=H6xQ", len(program) // 8, code.address), keep=code)
+    return Memory(packed(8, len(program) // 8, code.address), keep=code)

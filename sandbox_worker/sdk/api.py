@@ -52,6 +52,8 @@ def method(
         timeout_ms: longest run of one call, in ms.
         idempotent: running it twice has the effect of running it once.
     """
+    if not deterministic and timeout_ms is None and not idempotent:
+        return _record_plain
     options = MethodOptions(deterministic, timeout_ms, idempotent)
 
     def record(function: Function) -> Function:
@@ -59,6 +61,14 @@ def method(
         return function
 
     return record
+
+
+_plain_options = MethodOptions(deterministic=False, timeout_ms=None, idempotent=False)
+
+
+def _record_plain(function: Function) -> Function:
+    setattr(function, OPTIONS_ATTRIBUTE, _plain_options)
+    return function
 
 
 class Context:

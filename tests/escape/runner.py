@@ -1,20 +1,41 @@
 """The code that makes an attempt: the same text in a plugin and in the rig's processes.
 
 An attempt finds `linux`, the raw system call layer (in a plugin by walking stack frames, as an
-attacker would), `Memory`, its buffers, and the names of `HERE`. It sets `result`, or raises.
+attacker would), `Memory`, its buffers, `ctypes`, built anew over the core that this layer uses, and
+the names of `HERE`. It sets `result`, or raises.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import signal
+from pathlib import Path
 
 from tests.escape.attempts.attempt import Attempt
 
-RUNNER = '''
+_PACKAGE = "".join(
+    line
+    for line in Path(ctypes.__file__).read_text("utf-8").splitlines(keepends=True)
+    if not line.startswith("from ctypes._endian")
+)
+"""A zygote has only the core of `ctypes`; an attacker brings the rest along."""
+
+RUNNER = f"PACKAGE = {_PACKAGE!r}\n" + '''
+def ctypes_over(core):
+    import sys
+    if "ctypes" not in sys.modules:
+        sys.modules["_ctypes"], package = core, type(sys)("ctypes")
+        exec(PACKAGE, package.__dict__)
+        sys.modules["ctypes"] = package
+    return sys.modules["ctypes"]
+
+
 def attempt(code, linux, scope):
     scope = {"linux": linux, "Memory": linux.Memory, **scope}
+    if "ctypes" in code:
+        scope["ctypes"] = ctypes_over(linux._ctypes)
     try:
         exec(code, scope)
     except BaseException as error:

@@ -16,7 +16,6 @@ from tests.sandbox_worker.harness import Worker, make_bundle, text_to_json, work
 pytestmark = [pytest.mark.jail, pytest.mark.system]
 
 LIBRARY_WORD = """
-ctypes = linux.ctypes
 page = ctypes.cast(linux._syscall, ctypes.c_void_p).value & ~4095
 word = int.from_bytes(ctypes.string_at(page, 4), "little")
 """
@@ -30,7 +29,11 @@ def test_no_process_waits_where_another_jail_could_wake_it(
     """A shared futex on a library's page would be a bell between plugins; asking for one kills."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir(mode=0o755)
-    with worker(tmp_path / "one", PLUGIN) as one, worker(tmp_path / "two", PLUGIN) as two:
+    modules = ("struct", "types")
+    with (
+        worker(tmp_path / "one", PLUGIN, modules=modules) as one,
+        worker(tmp_path / "two", PLUGIN, modules=modules) as two,
+    ):
         wait = f"linux.call(202, page, {operation}, word, 0, 0, 0xFFFFFFFF)"
         waiting = one.start(LIBRARY_WORD + wait)
         ringing = two.call(LIBRARY_WORD + "linux.call(202, page, 1, 1)")

@@ -65,7 +65,7 @@ def _in_a_worker(jail: Worker, attempts: list[Attempt]) -> dict[str, str]:
 def jail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """A worker whose plugin runs whatever it is told."""
     folder = tmp_path_factory.mktemp("escape")
-    with worker(folder, PLUGIN, limits=LIMITS, modules=("re",)) as running:
+    with worker(folder, PLUGIN, limits=LIMITS, modules=("re", "struct", "types")) as running:
         yield running
 
 

@@ -8,10 +8,9 @@ from tests.escape.attempts.attempt import Attempt, raw
 
 _memory = partial(Attempt, "memory")
 _TEXT = (
-    "ctypes = linux.ctypes\n"
     "page = ctypes.cast(linux._syscall, ctypes.c_void_p).value & ~4095\n"
 )
-"""A page of the C library's code; `ctypes` is found where the system call layer is."""
+"""A page of the C library's code."""
 
 MEMORY = [
     _memory("shared_mapping", raw(9, "0", "4096", "3", "0x21", "-1", "0")),
@@ -27,7 +26,7 @@ MEMORY = [
     _memory("protection_key", raw(329, "0", "0", "0", "-1"), answer="killed"),
     _memory("read_implies_execute", raw(135, "0x0400000"), answer="killed", alone=True),
     _memory("function_made_at_run_time",
-            "ctypes = linux.ctypes; result = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 7)()"),
+            "result = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 7)()"),
     _memory("memory_file", raw(319, "Memory(b'x\\0')", "0")),
     _memory("secret_memory_file", raw(447, "0"), answer="killed", reached="any"),
     _memory("fill_at_once", raw(9, "0", "4096", "3", "0x8022", "-1", "0")),
@@ -98,7 +97,7 @@ BOMBS = [
 
 _time = partial(Attempt, "time", held="time+seccomp")
 _LIBRARY = (
-    "ctypes = linux.ctypes\nlibrary = ctypes.PyDLL(None, use_errno=True)\n"
+    "library = ctypes.PyDLL(None, use_errno=True)\n"
     "def call(name, *arguments):\n"
     "    function = getattr(library, name)\n"
     "    function.restype = ctypes.c_long if name == 'time' else ctypes.c_int\n"
@@ -117,7 +116,7 @@ TIME = [
     _time("seconds", _LIBRARY + "result = call('time', None)\n"
           "if result < 1_000_000_000:\n    raise OSError(1, 'the page is empty')", held="time"),
     _time("sleep", raw(35, "Memory(bytes(8) + b'\\1' + bytes(7))", "0"), held="seccomp"),
-    _time("old_time_page", "ctypes = linux.ctypes\n"
+    _time("old_time_page",
           "call = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(0xFFFFFFFFFF600400)\n"
           "result = call(None)\nif result < 0:\n    raise OSError(-result, 'refused')",
           held="seccomp"),
@@ -128,7 +127,6 @@ TIME = [
 
 _abi = partial(Attempt, "other_abis", answer="killed")
 _MACHINE = (
-    "ctypes = linux.ctypes\n"
     "def run(code, low=0):\n"
     "    at = linux.call(9, 0, 4096, 7, 0x22 | low, -1, 0)\n"
     "    ctypes.memmove(at, code(at) if callable(code) else code, 64)\n"

@@ -271,7 +271,7 @@ def test_call_numbers_of_the_raw_layer_are_those_of_the_table() -> None:
     constants = {
         name.lower(): value
         for name, value in vars(linux).items()
-        if name.isupper() and not name.startswith(("PR_", "_")) and isinstance(value, int)
+        if name.isupper() and not name.startswith(("PR_", "_")) and type(value) is int
     }
 
     assert constants == {name: known[name] for name in constants}
