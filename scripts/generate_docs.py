@@ -109,7 +109,7 @@ def refusals() -> str:
         "", "## What the sandbox denied", "",
         "Where a plugin failed, the refusal's `hint` may name the class of the last operation that "
         "was denied to it.",
-        "That is the word of its process: a hint from hostile code, and never holds an argument.",
+        "That is the word of its process: a hint from hostile code; it never holds an argument.",
         "`omega-plugin explain CLASS` prints the same.", "",
         "| class | what was tried | what would cover it | line of plugin.toml |",
         "|---|---|---|---|",

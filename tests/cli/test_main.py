@@ -13,6 +13,7 @@ import pytest
 
 from broker.cli.main import COMMANDS
 from broker.cli.main import gateway as group
+from broker.policy import load_policy
 from sandbox_worker.jail import policy
 from tests.cli.command import PATIENCE_S, ROOT, environment, gateway
 
@@ -372,3 +373,22 @@ def test_a_reader_that_leaves_is_no_traceback(home: Path):
     )
     assert done.stdout == "{"
     assert done.stderr == ""
+
+
+def test_a_folder_of_packages_is_locked_and_approved_by_what_is_printed(tmp_path: Path):
+    """The lock lies in the folder, the lines are TOML; a link in the folder ends with 5."""
+    folder = tmp_path / "packages"
+    (folder / "one").mkdir(parents=True)
+    (folder / "one" / "__init__.py").write_text("x = 1\n")
+    done = gateway("plugins", "lock", "word-*", str(folder))
+    assert (done.code, done.err) == (0, "")
+    approved = load_policy(done.out.encode()).modules
+    assert approved.allowed == {"word-*": ("one",)}
+    assert approved.packages["word-*"].folder == str(folder)
+    told = gateway("plugins", "lock", "word-*", str(folder), "--output", "json").document()
+    assert told["lock_sha256"] == approved.packages["word-*"].lock_sha256
+
+    (folder / "link").symlink_to("one")
+    done = gateway("plugins", "lock", "word-*", str(folder))
+    assert (done.code, "link is neither a file nor a folder" in done.sentence()) == (5, True)
+    assert gateway("plugins", "lock", "word-*", str(tmp_path / "nowhere")).code == 2

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from sandbox_worker.bundle import LaunchRefusedError
-from sandbox_worker.jail import attest
+from sandbox_worker.jail import attest, bpf, identity, linux, policy, seccomp
 from sandbox_worker.packages import PackagesChangedError
 from schemas.messages import Bye, CallResult
 from schemas.packages import PackageFolder
 from tests.sandbox_worker.harness import PATIENCE_S, Worker, make_bundle, text_to_json, worker
+from tests.sandbox_worker.jail.inside import inside
 from tests.sandbox_worker.zygotes import refusal_of
 from tests.support.packages import lock, numpy_folder, package_folder
 
@@ -190,6 +191,39 @@ def test_an_approved_module_of_the_standard_library_needs_no_folder(tmp_path: Pa
     ) as one:
         assert one.value("socket.AF_INET") == 2
         assert one.call("socket.socket()").denied == "socket"
+
+
+FAULTS = [
+    ("open_tree", errno.EPERM, "first jail"),
+    ("open_tree", errno.ENOSYS, "first jail"),
+    ("mount_setattr", errno.EPERM, "first jail"),
+    ("mount_setattr", 0, "read-only packages"),
+    ("move_mount", errno.EPERM, "first jail"),
+    ("move_mount", 0, "read-only packages"),
+    ("landlock_restrict_self", 0, "landlock"),
+]
+
+
+@pytest.mark.parametrize(("name", "answer", "feature"), FAULTS, ids=str)
+def test_a_missing_or_faked_step_refuses_the_start(
+    tmp_path: Path, name: str, answer: int, feature: str
+) -> None:
+    """Under a filter that refuses or fakes one call of the first jail the start names the step."""
+    rule = bpf.Rule(bpf.errno_action(answer), (), bpf.ALLOW)
+    program = bpf.assemble({policy.numbers()[name]: rule}, bpf.ALLOW)
+
+    with package_folder({"package.py": "x = 1\n"}) as path:
+        approved = lock(path)
+
+        def attempt() -> object:
+            identity.no_new_privileges()
+            seccomp.install(program)
+            try:
+                return str(_refusal(tmp_path, approved))
+            except linux.SandboxUnavailable as error:
+                return [error.feature, error.errno]
+
+        assert inside(attempt) == [feature, answer]
 
 
 MATRIX = '''
