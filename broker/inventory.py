@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from broker.lifecycle import VERSION, VersionEvent, VersionState
+from broker.orchestrator.determinism import History
 from broker.trust.versions import is_higher
 from schemas.events import (
     Event,
@@ -83,6 +84,7 @@ class Inventory:
         self.revoked_publisher_keys: set[str] = set()
         self.known_keys: dict[str, Role] = {}
         self.open_invocations: dict[str, str] = {}
+        self.history = History()
         self.trust_version = 0
         self.trust_sha256 = ""
         self.policy_sha256 = ""
@@ -235,8 +237,10 @@ class Inventory:
 
     def _accept(self, fields: InvokeAccept, _seq: int) -> None:
         self.open_invocations[fields.request_id] = fields.peer
+        self.history.accepted(fields)
 
-    def _end(self, fields: InvokeEnd, _seq: int) -> None:
+    def _end(self, fields: InvokeEnd, seq: int) -> None:
         self.open_invocations.pop(fields.request_id, None)
+        self.history.ended(fields, seq)
 
 

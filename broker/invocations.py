@@ -18,7 +18,6 @@ from broker.effects import Origin
 from broker.lifecycle import CALL, GATEWAY, CallEvent
 from broker.orchestrator.calls import (
     Call,
-    LoadedPlugin,
     Misfit,
     StepOf,
     checked_output,
@@ -31,11 +30,11 @@ from broker.orchestrator.calls import (
 )
 from broker.orchestrator.fleet import Pool
 from broker.orchestrator.gate import Gate
+from broker.orchestrator.selection import serving_version
 from broker.state import State, refusal
-from broker.trust.versions import version_request_matches
 from schemas.codec import printable
 from schemas.denials import denied_hint
-from schemas.events import InvokeAccept, InvokeEnd, InvokeRefuse
+from schemas.events import DeterminismMismatch, InvokeAccept, InvokeEnd, InvokeRefuse
 from schemas.messages import (
     Abort,
     CallFailure,
@@ -123,7 +122,7 @@ class Invocations:
             step: of which pipeline it is a step.
         """
         state = self._state
-        found = self.callable(request.plugin, request.version, request.method)
+        found = serving_version(state, request.plugin, request.version, request.method)
         if isinstance(found, Misfit):
             return found
         version, loaded = found
@@ -192,39 +191,6 @@ class Invocations:
         state = self._state
         full = len(state.calls) >= state.config.limits.in_flight_max
         return full or self._gate.crowded(plugin)
-
-    def callable(
-        self, plugin: str, wanted: str | None, method: str
-    ) -> tuple[str, LoadedPlugin] | Misfit:
-        """Find the version that serves a method, or say why none does."""
-        state = self._state
-        record = state.inventory.plugins.get(plugin)
-        if record is None or not record.versions:
-            return Misfit(RefusalCode.UNKNOWN_PLUGIN, "", "$.plugin")
-        enabled = state.inventory.enabled(plugin)
-        if enabled is None:
-            states = {entry.state for entry in record.versions.values()}
-            if "quarantined" in states and not states & {"registered", "disabled"}:
-                return Misfit(RefusalCode.PLUGIN_QUARANTINED, "", "$.plugin")
-            if states == {"revoked"}:
-                return Misfit(RefusalCode.REVOKED, "", "$.plugin")
-            return Misfit(RefusalCode.PLUGIN_NOT_ENABLED, "", "$.plugin")
-        if wanted is not None and not version_request_matches(wanted, enabled.version):
-            return Misfit(
-                RefusalCode.UNKNOWN_VERSION,
-                f"{enabled.version} is enabled, asked for was {wanted}", "$.version",
-            )
-        if not state.trusts(enabled):
-            return Misfit(RefusalCode.REVOKED, "its publisher is not trusted any more", "$.plugin")
-        loaded = state.plugins.get((plugin, enabled.version))
-        if loaded is None:
-            return Misfit(RefusalCode.PLUGIN_QUARANTINED, "its bundle is damaged", "$.plugin")
-        if method not in loaded.manifest.methods:
-            return Misfit(RefusalCode.UNKNOWN_METHOD, "", "$.method")
-        pool = state.fleet.pool(plugin, enabled.version)
-        if not pool.expecting and state.fleet.in_crash_loop(pool, state.now):
-            return Misfit(RefusalCode.WORKER_CRASH_LOOP, "", "$.plugin")
-        return enabled.version, loaded
 
     def refuse(
         self, origin: Origin, request: Invoke | InvokePipeline, misfit: Misfit
@@ -417,9 +383,17 @@ class Invocations:
                 allowed=misfit.allowed, usage=message.usage,
             ))
             return
+        plain = preimage(payload)
+        output_fingerprint = None if call.input_fingerprint is None else fingerprint(
+            state.edge.determinism_key, call.plugin, call.version, call.method, plain
+        )
+        if output_fingerprint is not None and self._contradicts(call, output_fingerprint):
+            self.finish(call, "failure", "refused", Ending(
+                RefusalCode.NONDETERMINISTIC_OUTPUT, usage=message.usage
+            ))
+            return
         if not self._leave(call, "result"):
             return
-        plain = preimage(payload)
         size = payload_bytes(payload)
         usage = Usage(
             cpu_ms=message.usage.cpu_ms, wall_ms=message.usage.wall_ms,
@@ -432,9 +406,7 @@ class Invocations:
                 incarnation=call.incarnation, output_kind=PAYLOAD_KINDS[type(payload)],
                 output_bytes=size,
                 output_commitment=commitment(call.commitment_key, "output", plain),
-                output_fingerprint=None if call.input_fingerprint is None else fingerprint(
-                    state.edge.determinism_key, call.plugin, call.version, call.method, plain
-                ),
+                output_fingerprint=output_fingerprint,
                 cpu_ms=usage.cpu_ms, wall_ms=usage.wall_ms,
                 max_rss_kb_upper_bound=usage.max_rss_kb_upper_bound,
                 duration_us=state.now - call.arrived_us,
@@ -453,6 +425,19 @@ class Invocations:
                    output_sha256=digest, plugin=call.plugin, version=call.version),
             receipt=True, known_size=call.known_size,
         )
+
+    def _contradicts(self, call: Call, output_fingerprint: str) -> bool:
+        """Say, also to the ledger, whether an input gave something else before."""
+        seen = self._state.inventory.history.contradiction(call.request_id, output_fingerprint)
+        if seen is None:
+            return False
+        self._state.append(DeterminismMismatch(
+            request_id=call.request_id, plugin=call.plugin, version=call.version,
+            method=call.method, against="history", input_fingerprint=call.input_fingerprint or "",
+            output_fingerprint=output_fingerprint,
+            other_output_fingerprint=seen.output_fingerprint, other_seq=seen.seq,
+        ))
+        return True
 
     def failure(self, call: Call, message: CallFailure) -> None:
         """End a call as its worker says it failed."""

@@ -93,7 +93,8 @@ class Breakers:
         return True, change
 
     def ended(
-        self, key: Key, version: str, now_us: int, *, failed: bool | None, trying: bool
+        self, key: Key, version: str, now_us: int, *, failed: bool | None, trying: bool,
+        at_once: bool = False,
     ) -> Change | None:
         """Count how a call ended.
 
@@ -103,6 +104,7 @@ class Breakers:
             now_us: monotonic time.
             failed: True when the plugin failed, False when it answered, None when neither.
             trying: whether it was let through to try a half-open breaker.
+            at_once: whether this one failure is enough.
         """
         breaker = self._breakers.get(key)
         if breaker is None or breaker.version != version:
@@ -126,6 +128,8 @@ class Breakers:
         if failures == 0:
             del self._breakers[key]
             return None
+        if failed and at_once:
+            return self._open(breaker, now_us, "trip", "two outputs for one input")
         if breaker.in_a_row >= config.consecutive_max:
             return self._open(breaker, now_us, "trip", f"{breaker.in_a_row} failures in a row")
         full = len(breaker.recent) == config.window_calls

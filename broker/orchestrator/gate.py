@@ -150,7 +150,7 @@ class Gate:
             failed = None
         self._tell(call, state.breakers.ended(
             (call.plugin, call.method), call.version, state.now, failed=failed,
-            trying=call.trying,
+            trying=call.trying, at_once=code is RefusalCode.NONDETERMINISTIC_OUTPUT,
         ))
 
     def _tell(self, call: Call, change: Change | None) -> None:

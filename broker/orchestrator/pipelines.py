@@ -22,6 +22,7 @@ from broker.invocations import Ending, Invocations, Outcome
 from broker.lifecycle import PIPELINE, STEP, CallEvent, PipelineEvent, StepEvent
 from broker.orchestrator.calls import LoadedPlugin, Misfit, StepOf, input_misfit
 from broker.orchestrator.graph import Pipeline, StepRun
+from broker.orchestrator.selection import serving_version
 from broker.state import State, refusal
 from schemas.canonical import InvalidJson, JsonValue, document_bytes
 from schemas.codec import printable
@@ -108,7 +109,7 @@ class Pipelines:
             return Misfit(RefusalCode.PIPELINE_INVALID, *flaw)
         found: dict[str, tuple[Step, LoadedPlugin]] = {}
         for index, step in enumerate(request.steps):
-            serves = self._invocations.callable(step.plugin, step.version, step.method)
+            serves = serving_version(self._state, step.plugin, step.version, step.method)
             misfit = serves if isinstance(serves, Misfit) else None
             if not isinstance(serves, Misfit):
                 found[step.name] = step, serves[1]
@@ -165,7 +166,9 @@ class Pipelines:
     ) -> Misfit | None:
         """Make a step's invocation; a misfit when it cannot be, None too when it must wait."""
         state, request, declared = self._state, pipeline.request, step.declared
-        found = self._invocations.callable(declared.plugin, declared.version, declared.method)
+        found = serving_version(
+            state, declared.plugin, declared.version, declared.method
+        )
         if isinstance(found, Misfit):
             return found
         manifest = found[1].manifest

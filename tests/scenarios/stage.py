@@ -90,6 +90,7 @@ class Stage:
         self.config = CONFIG
         self.clock = FakeClock()
         self.ledger = FakeLedger(self.clock)
+        self.bundles = FakeBundles()
         self.names: dict[str, str] = {OMEGA: "omega", OPERATOR: "operator"}
         self.numbers = 0
         self.workers: list[str] = []
@@ -130,7 +131,7 @@ class Stage:
         self.signals = FakeSignals()
         self.gateway = Gateway(
             **stand_ins(self.ledger, self.transport, self.launcher),
-            core=self.core, bundles=FakeBundles(), signals=self.signals, clock=self.clock,
+            core=self.core, bundles=self.bundles, signals=self.signals, clock=self.clock,
         )
         self.gateway.perform(self.core.begin([], self.clock.mono))
 

@@ -48,6 +48,7 @@ class _Open:
     plugin: str
     version: str
     method: str
+    input_fingerprint: str | None = None
     runs: dict[str, int] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
 
@@ -90,6 +91,7 @@ class Checks:
     callers: dict[str, str] = field(default_factory=dict)
     steps: dict[str, str] = field(default_factory=dict)
     idle: set[str] = field(default_factory=set)
+    outputs: dict[tuple[str, str, str], str | None] = field(default_factory=dict)
     struck_us: dict[tuple[str, str], int] = field(default_factory=dict)
     resting: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -178,7 +180,9 @@ class Checks:
         require(fields.request_id not in self.open and fields.request_id not in self.ended,
                 "a request id was accepted twice")
         require(self.enabled.get(fields.plugin) == fields.version, "accepted what is not enabled")
-        self.open[fields.request_id] = _Open(fields.plugin, fields.version, fields.method)
+        self.open[fields.request_id] = _Open(
+            fields.plugin, fields.version, fields.method, fields.input_fingerprint
+        )
         if fields.pipeline is not None:
             require(fields.pipeline in self.pipelines, "a step of a pipeline that does not run")
             self.pipelines[fields.pipeline].add(fields.request_id)
@@ -191,6 +195,10 @@ class Checks:
         require(call is not None, "an end without an open invocation")
         assert call is not None
         self.ended.add(fields.request_id)
+        if fields.outcome == "result" and call.input_fingerprint is not None:
+            key = (call.plugin, call.version, call.input_fingerprint)
+            before = self.outputs.setdefault(key, fields.output_fingerprint)
+            require(before == fields.output_fingerprint, "one input gave two outputs")
         if fields.outcome == "result":
             require(fields.incarnation in call.answered,
                     "a result that the worker with the call did not give")
@@ -318,7 +326,7 @@ class Checks:
             require(told, f"{request_id} ended {1 - count} times answered")
         self.answers_due.clear()
         # What ends while a turn's frames leave is taken up by the next turn.
-        room = len(self.open) <= self.config.limits.in_flight_max // 2
+        room = len(self.open) <= self.config.limits.in_flight_max // 3
         idle = {name for name, steps in self.pipelines.items() if room and not steps}
         for request_id in idle & self.idle:
             require(False, f"{request_id} is a pipeline that waits for nothing")

@@ -31,7 +31,9 @@ def opening(events: Sequence[Event], core: Core) -> Iterator[EventFields]:
     )
     if not state.inventory.trust_sha256:
         yield TrustChange(version=1, sha256=state.trust_sha256, actor="home")
-        yield PolicyChange(sha256=state.policy_sha256, actor="home")
+    if state.inventory.policy_sha256 != state.policy_sha256:
+        yield PolicyChange(sha256=state.policy_sha256, actor="home",
+                           previous_sha256=state.inventory.policy_sha256 or None)
     for key, role in KEYS.items():
         if key not in state.inventory.known_keys:
             yield KeyChange(action="added", role=role, key_id=key, actor="home")

@@ -397,7 +397,7 @@ class World(Clients):
         if roll < 0.17 or (fault and roll < 0.5):
             return CallFailure(call=run.call, code=self.random.choice((
                 "system_call_forbidden", "plugin_crashed", "cancelled")), fault=fault or 11)
-        payload: Payload = JSONPayload(b'{"value":7}')
+        payload: Payload = JSONPayload(b'{"value":8}' if roll > 0.995 else b'{"value":7}')
         if run.method == "pick":
             payload = run.payload
         if roll < 0.22:
