@@ -69,7 +69,13 @@ def expected(attempt: Attempt, layers: frozenset[str], *, root: bool) -> str:
 
 
 def tried(attempt: Attempt, layers: frozenset[str]) -> bool:
-    """Whether an attempt is made under these layers: always, unless it is costly."""
+    """Whether an attempt is made under these layers.
+
+    What a single layer holds is made with that one alone and in the full jail: that some other
+    layer is missing there can show nothing that these two do not.
+    """
+    if attempt.only in layers and layers not in (EVERYTHING, with_needs(attempt.only)):
+        return False
     own = {layer for clause in attempt.held.split() for layer in clause.split("+")} & EVERYTHING
     chosen = [frozenset(), EVERYTHING, *map(with_needs, own), *map(without, own)]
     return not attempt.costly or layers in chosen

@@ -2,10 +2,10 @@
 
     python -c "from tests.escape.rig import main; main()"
 
-Reads a JSON list of jobs from standard input, each a set of layers and the attempts to make under
-it, and prints the outcomes of each job as one JSON line. Three kinds of process, as in a worker:
-this one plays the supervisor and stays outside, a zygote closes its layers and forks, and each
-attempt is made in a call process of its own, beside a sibling that waits.
+Reads from standard input, marshalled, a folder and a list of jobs, each a set of layers and groups
+of attempts to make under it, and writes the outcomes of each job. Three kinds of process, as in a
+worker: this one plays the supervisor and stays outside, a zygote closes its layers and forks, and
+each group is tried in a call process of its own, beside a sibling that waits.
 
 Rules: every step is the jail's own; nothing here exists in a worker. It keeps the order of
 `sandbox_worker/zygote.py` and `call.py`.
@@ -14,16 +14,15 @@ Rules: every step is the jail's own; nothing here exists in a worker. It keeps t
 from __future__ import annotations
 
 import array
-import json
+import gc
+import marshal
 import os
 import select
 import signal
 import socket
 import struct
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any, NoReturn
 
 from sandbox_worker.jail import (
@@ -54,6 +53,7 @@ class Zygote:
 
     def __init__(self, layers: set[str], scope: dict[str, Any], control: int) -> None:
         self.layers = layers
+        self.runner: dict[str, Any] = {}
         self.pages = clock.time_pages()
         self.filters = [
             policy.base_filter(),
@@ -119,6 +119,10 @@ class Zygote:
         return tuple(steps)
 
     def _serve(self) -> NoReturn:
+        # Compiled and frozen once, so that a fork costs little.
+        exec(RUNNER, self.runner)
+        gc.freeze()
+        gc.disable()
         siblings: list[int] = []
         scope = {**self.scope, "SIBLINGS": siblings}
         while True:
@@ -129,21 +133,19 @@ class Zygote:
                 siblings[:] = [self._sibling()]
             pid = os.fork()
             if pid == 0:
-                self._attempt(jobs[0], json.loads(message), scope)
+                self._attempt(jobs[0], marshal.loads(message), scope)
             os.close(jobs[0])
             _, status = os.waitpid(pid, 0)
             os.write(CONTROL, struct.pack("=i", os.waitstatus_to_exitcode(status)))
 
     def _attempt(self, job: int, codes: list[str], scope: dict[str, Any]) -> NoReturn:
         """Become a call process and make attempts, a line of outcome each."""
-        names: dict[str, Any] = {}
-        exec(RUNNER, names)
+        attempt = self.runner["attempt"]
         os.dup2(job, JOB, inheritable=False)
         if not linux.succeeds(self.steps + self.seal):
             os._exit(UNJAILED)
         for code in codes:
-            outcome = names["attempt"](code, linux, scope)
-            os.write(JOB, json.dumps(outcome).encode() + b"\n")
+            os.write(JOB, repr(attempt(code, linux, scope)).encode() + b"\n")
             # What an attempt that succeeded left open would count against the next one's limit.
             os.closerange(JOB + 1, CONTROL)
             os.closerange(0, JOB)
@@ -184,7 +186,7 @@ class Supervisor:
     def attempts(self, codes: list[str]) -> tuple[int | None, str]:
         """Exit status of the process that made them, and what it wrote to its job socket."""
         job, theirs = socket.socketpair()
-        socket.send_fds(self.control, [json.dumps(codes).encode()], [theirs.fileno()])
+        socket.send_fds(self.control, [marshal.dumps(codes)], [theirs.fileno()])
         theirs.close()
         written, ended = b"", b""
         waiter = select.poll()
@@ -222,6 +224,7 @@ class Supervisor:
 
 def main() -> None:
     """Serve the jobs on standard input."""
+    place, jobs = marshal.loads(sys.stdin.buffer.read())
     if os.getuid() == 0:
         # Root as in a container, so that hard limits bind it on every machine. What an attempt of
         # root changes without a jail stays within this process's family.
@@ -229,15 +232,10 @@ def main() -> None:
         linux.call(linux.UNSHARE, 0x04020000)
         linux.call(linux.MOUNT, 0, linux.Memory(b"/\0"), 0, 0x44000, 0)
     with (
-        tempfile.TemporaryDirectory(prefix="omega-escape-") as place,
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.socket(socket.AF_UNIX) as named,
         socket.socket(socket.AF_UNIX) as abstract,
     ):
-        os.chmod(place, 0o777)
-        Path(place, "file").write_bytes(b"content")
-        os.chmod(f"{place}/file", 0o666)
-        Path(place, "left_here.py").touch(0o644)
         named.bind(f"{place}/unix")
         os.chmod(f"{place}/unix", 0o777)
         label = f"omega-escape-{os.getpid()}".encode()
@@ -246,8 +244,8 @@ def main() -> None:
             one.listen(64)
         scope = {"PLACE": place, "PORT": listener.getsockname()[1], "ABSTRACT": label,
                  "OTHERS": [LEFT_FOLDER, LEFT_DEVICE]}  # fmt: skip
-        for job in json.load(sys.stdin):
-            print(json.dumps(_outcomes(set(job["layers"]), scope, job["groups"])), flush=True)
+        outcomes = [_outcomes(set(layers), scope, groups) for layers, groups in jobs]
+    sys.stdout.buffer.write(marshal.dumps(outcomes))
 
 
 def _outcomes(

@@ -7,9 +7,9 @@ the names of `HERE`. It sets `result`, or raises.
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import errno
-import json
 import signal
 from pathlib import Path
 
@@ -73,13 +73,13 @@ def outcome(attempt: Attempt, status: int, line: str) -> str:
     Args:
         attempt: what was tried.
         status: exit code of the process in which it was tried.
-        line: what `attempt` in there gave, as JSON; empty where the process ended in it.
+        line: what `attempt` in there gave, as Python writes it; empty where the process ended.
     """
     if not line:
         ends = {SUCCEEDED: "succeeded", -signal.SIGSYS: "killed", -signal.SIGKILL: "ended"}
         return ends.get(status, f"died {status}")
     # Some attempts write to the job socket before they succeed.
-    kind, name, code = json.loads(line[line.index('["') :])
+    kind, name, code = ast.literal_eval(line[line.index("['") :])
     if kind == "succeeded":
         return "succeeded"
     known = errno.errorcode.get(code, name)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -55,7 +58,7 @@ def _in_a_worker(jail: Worker, attempts: list[Attempt]) -> dict[str, str]:
         assert isinstance(end.payload, JSONPayload)
         lines = json.loads(end.payload.data)
         found.update(
-            (attempt.id, outcome(attempt, 0, json.dumps(line)).split()[0])
+            (attempt.id, outcome(attempt, 0, repr(line)).split()[0])
             for attempt, line in zip(group, lines, strict=True)
         )
     return found
@@ -122,16 +125,23 @@ def matrix() -> dict[str, dict[str, str]]:
                 groups.append({attempt.id: attempt.code})
             else:
                 together[attempt.id] = attempt.code
-        jobs.append({"layers": sorted(layers), "groups": groups})
-    done = subprocess.run(
-        [sys.executable, "-s", "-c", "from tests.escape.rig import main; main()"],
-        input=json.dumps(jobs), capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
-    )  # fmt: skip
+        jobs.append([sorted(layers), groups])
+    with tempfile.TemporaryDirectory(prefix="omega-escape-") as place:
+        # For everybody, whoever an attempt is made as.
+        Path(place, "left_here.py").touch()
+        Path(place, "file").write_bytes(b"content")
+        os.chmod(f"{place}/file", 0o666)
+        os.chmod(place, 0o777)
+        done = subprocess.run(
+            [sys.executable, "-s", "-c", "from tests.escape.rig import main; main()"],
+            input=marshal.dumps((place, jobs)), capture_output=True, cwd=ROOT, timeout=300,
+            check=False,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     by_id = {attempt.id: attempt for attempt in ATTEMPTS}
     return {
-        name: {id_: outcome(by_id[id_], *told) for id_, told in json.loads(line).items()}
-        for name, line in zip(COMBINATIONS, done.stdout.splitlines(), strict=True)
+        name: {id_: outcome(by_id[id_], *told) for id_, told in found.items()}
+        for name, found in zip(COMBINATIONS, marshal.loads(done.stdout), strict=True)
     }
 
 
