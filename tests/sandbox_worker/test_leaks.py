@@ -12,11 +12,12 @@ import pytest
 
 from schemas.manifest import Method, PayloadSpec
 from schemas.messages import CallFailure, CallResult
+from tests.escape.runner import RUNNER
 from tests.sandbox_worker.harness import Worker, worker
 
 pytestmark = [pytest.mark.jail, pytest.mark.system]
 
-PLUGIN = '''
+PLUGIN = RUNNER + '''
 import builtins
 import random
 import sys
@@ -33,6 +34,8 @@ def main(ctx, text):
     linux = frame.f_globals["linux"]
     scope = {"linux": linux, "Memory": linux.Memory, "STATE": STATE, "builtins": builtins,
              "random": random, "sys": sys, "frame": frame, "ctx": ctx, "result": None}
+    if "ctypes" in text.text:
+        scope["ctypes"] = ctypes_over(linux._ctypes)
     exec(text.text, scope)
     return scope["result"]
 '''
@@ -63,13 +66,13 @@ HARMLESS = [
      "mask = Memory(8); linux.call(14, 0, 0, mask, 8); "
      "result = int.from_bytes(mask.read(), 'little')", 1 << 16),
     ("mapping at a known place", "at = linux.call(9, 1 << 40, 4096, 3, 0x32, -1, 0); "
-     "linux.ctypes.memmove(at, b'OMEGA', 5)", "at = linux.call(9, 1 << 40, 4096, 3, 0x32, -1, 0); "
-     "result = linux.ctypes.string_at(at, 5).hex()", "00" * 5),
-    ("page of a library", "at = linux.ctypes.cast(linux.ctypes.PyDLL(None).argp_parse, "
-     "linux.ctypes.c_void_p).value & ~4095; linux.call(10, at, 4096, 3); "
-     "linux.ctypes.memmove(at, b'OMEGA', 5)", "at = linux.ctypes.cast("
-     "linux.ctypes.PyDLL(None).argp_parse, linux.ctypes.c_void_p).value & ~4095; "
-     "result = linux.ctypes.string_at(at, 5) == b'OMEGA'", False),
+     "ctypes.memmove(at, b'OMEGA', 5)", "at = linux.call(9, 1 << 40, 4096, 3, 0x32, -1, 0); "
+     "result = ctypes.string_at(at, 5).hex()", "00" * 5),
+    ("page of a library", "at = ctypes.cast(ctypes.PyDLL(None).argp_parse, "
+     "ctypes.c_void_p).value & ~4095; linux.call(10, at, 4096, 3); "
+     "ctypes.memmove(at, b'OMEGA', 5)", "at = ctypes.cast("
+     "ctypes.PyDLL(None).argp_parse, ctypes.c_void_p).value & ~4095; "
+     "result = ctypes.string_at(at, 5) == b'OMEGA'", False),
     ("function of ours", "frame.f_globals['pack'] = None; linux.call = None",
      "result = [frame.f_globals.get('pack', 1) is None, linux.call is None]", [False, False]),
     ("class of ours", "type(ctx).omega = 1", "result = hasattr(type(ctx), 'omega')", False),
@@ -124,8 +127,8 @@ REFUSED = [
     ("memory policy", "linux.call(238, 0, 0, 0)", "plugin_error"),
     ("execution domain", "linux.call(135, 0x0040000)", "system_call_forbidden"),
     ("flags of the job socket", "linux.call(72, 3, 4, 0o4000)", "plugin_error"),
-    ("bell on a library's page", "linux.call(202, linux.ctypes.cast(linux._syscall, "
-     "linux.ctypes.c_void_p).value & ~4095, 1, 1)", "system_call_forbidden"),
+    ("bell on a library's page", "linux.call(202, ctypes.cast(linux._syscall, "
+     "ctypes.c_void_p).value & ~4095, 1, 1)", "system_call_forbidden"),
 ]  # fmt: skip
 
 
@@ -133,7 +136,7 @@ REFUSED = [
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """A worker with one warm call process."""
     folder = tmp_path_factory.mktemp("leaks")
-    with worker(folder, PLUGIN, modules=("random",), pool_size=1) as running:
+    with worker(folder, PLUGIN, modules=("random", "struct", "types"), pool_size=1) as running:
         yield running
 
 

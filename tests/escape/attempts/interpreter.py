@@ -74,10 +74,10 @@ TRICKS = (
     Trick("answer_and_sleep", SEND + "send(answer(b'[1]'))\nword = Memory(4)\n"
           "linux.call(202, word, 128, 0, 0, 0, 0)", "result"),
     Trick("answer_twice", SEND + "send(answer(b'[1]')); send(answer(b'[2]'))", "result"),
-    Trick("read_nowhere", "linux.ctypes.string_at(0)", "plugin_crashed", ALIVE),
-    Trick("abort", "linux.ctypes.PyDLL(None).abort()", "plugin_crashed", ALIVE),
+    Trick("read_nowhere", "ctypes.string_at(0)", "plugin_crashed", ALIVE),
+    Trick("abort", "ctypes.PyDLL(None).abort()", "plugin_crashed", ALIVE),
     Trick("jump_into_data", "room = Memory(64)\n"
-          "linux.ctypes.CFUNCTYPE(linux.ctypes.c_int)(room.address)()", "plugin_crashed", ALIVE),
+          "ctypes.CFUNCTYPE(ctypes.c_int)(room.address)()", "plugin_crashed", ALIVE),
     Trick("recursion_without_end", "import sys; sys.setrecursionlimit(10 ** 8)\n"
           "def f():\n    return f()\nf()",
           "plugin_crashed cpu_limit_exceeded memory_limit_exceeded result", ALIVE),
