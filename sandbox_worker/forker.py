@@ -215,7 +215,7 @@ def _start(launch: LaunchDocument, bundle: Bundle) -> Forker:
                 handed = [null.fileno()] * count
                 filters = _rehearse(forker, _held(clock=clock, random=random), handed, deadline)
         forker.attestation = _attestation(
-            forker, facts, found, filters, base=base, strict=b"".join(strict.values())
+            forker, facts, found, filters, base=base, strict=strict[0]
         )
     except BaseException:
         forker.close()

@@ -43,10 +43,18 @@ def load_packaged(names: list[str], jail: FirstJail) -> None:
         jail: the first jail, entered and restricted.
 
     Raises:
-        CannotLoadError: a module does not load, or left something other than memory behind.
+        CannotLoadError: a module does not load, left something other than memory behind, or would
+            run code in each call process before that closed its jail.
     """
     sys.path[:] = jail.search_path
     sys.path_importer_cache.clear()
+    register, hooks = os.register_at_fork, list[object]()
+
+    def remember(**given: Callable[[], object]) -> None:
+        hooks.extend(given.values())
+        register(**given)
+
+    vars(os)["register_at_fork"] = vars(posix)["register_at_fork"] = remember
     name = ""
     try:
         for name in names:
@@ -54,6 +62,12 @@ def load_packaged(names: list[str], jail: FirstJail) -> None:
     except BaseException as error:  # noqa: BLE001  Code of others may raise anything.
         found = f"{type(error).__name__}: {error}"
         raise CannotLoadError(f"approved module {name}: {found}"[:512]) from None
+    vars(os)["register_at_fork"] = vars(posix)["register_at_fork"] = register
+    for hook in hooks:
+        # Those of the library are known: `random` draws entropy, and is given a constant instead.
+        owner = str(getattr(hook, "__module__", None)).partition(".")[0]
+        if owner not in sys.stdlib_module_names:
+            raise CannotLoadError(f"an approved module has code run at every fork, in {owner}")
     left = jail.leave()
     if left is not None:
         raise CannotLoadError(f"an approved module left {left} behind")
@@ -63,6 +77,9 @@ def forget_host(*, clock_granted: bool, random_granted: bool) -> None:
     """Take away what names the host, and answer in the kernel's place what is not granted."""
     if not clock_granted:
         clock.refuse_clocks(denials.refuse_clock)
+        if "uuid" in sys.modules:
+            # It would be made of what happens to lie in memory.
+            vars(sys.modules["uuid"])["uuid1"] = denials.refuse_clock
     if not random_granted and "numpy.random" in sys.modules:
         # It drew entropy while it was imported; calls start from a constant, as with `random`.
         sys.modules["numpy.random"].seed(0)

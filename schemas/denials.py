@@ -39,8 +39,9 @@ DENIALS: Final[dict[DeniedClass, Denial]] = {
         'capabilities = ["env.read:NAME"]',
     ),
     "file": Denial(
-        "opening or listing a path", "the capability fs.read:ROOT, or for a file of the bundle "
-        'resources = ["FILE"], read as ctx.resource("FILE")',
+        "opening or listing a path", "the capability fs.read:ROOT, for a file that the method "
+        'names and reads as ctx.files["NAME"], or for a file of the bundle resources = ["FILE"], '
+        'read as ctx.resource("FILE")',
         'capabilities = ["fs.read:ROOT"]',
     ),
     "import": Denial(

@@ -89,6 +89,10 @@ def show_plugin(plugin: str) -> None:
             ("granted", ", ".join(found.grants) or "none"),
         ]))
         tables.append(Table(methods, headers))
+        files = [(name, file, path) for name, method in manifest.methods.items()
+                 for file, path in method.files.items()]  # fmt: skip
+        if files:
+            tables.append(Table(files, ("method", "is handed", "file of a root")))
     show("omega.plugin/1", document, *tables)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from broker.client import OmegaClient, Refused
-from schemas.events import FrameOut, InvokeEnd, WorkerProbe, WorkerStart
+from sandbox_worker.jail import policy
+from schemas.events import FrameOut, InvokeEnd, WorkerAttest, WorkerProbe, WorkerStart
 from schemas.events import Revoke as Revoked
 from schemas.payloads import BinaryRefPayload
 from schemas.refusals import RefusalCode
@@ -160,6 +161,14 @@ def test_a_capability_is_refused_then_granted_and_works(
         event.fields, WorkerStart) and event.fields.plugin == plugin_id(capability))
     assert isinstance(start.fields, WorkerStart)
     assert start.fields.grants == (capability,)
+    attest = gateway.wait_for_event("its attestation", lambda event: isinstance(
+        event.fields, WorkerAttest) and event.fields.incarnation == start.fields.incarnation)
+    assert isinstance(attest.fields, WorkerAttest)
+    # The digest is that of a listed program: what waits in the pool, without descriptors.
+    program = policy.call_filter(
+        clock=capability == "clock.read", random=capability == "random.read"
+    )
+    assert attest.fields.strict_filter_sha256 == hashlib.sha256(program).hexdigest()
 
 
 def crc(data: bytes) -> int:
@@ -207,7 +216,7 @@ def test_a_file_behind_a_link_is_a_typed_refusal(gateway: RunningGateway) -> Non
 
 def test_the_command_line_makes_the_reference(gateway: RunningGateway) -> None:
     """`invoke --artifact ID` finds size and digest in the store of the home; an id that names no
-    file there ends with a sentence."""
+    file there ends with a sentence; `plugins show` tells which files a plugin is handed."""
     wanted = ("invoke", plugin_id("artifact.read"), "tell", "--artifact")
     done = command(*wanted, "scan-1", home=gateway.home)
     assert (done.code, done.out.split()[:2]) == (0, [str(len(ARTIFACT)), str(crc(ARTIFACT))])
@@ -216,6 +225,8 @@ def test_the_command_line_makes_the_reference(gateway: RunningGateway) -> None:
     known = command(*wanted, "scan-1", "--sha256", digest, "--size", str(len(ARTIFACT)),
                     home=gateway.home)
     assert known.out == done.out
+    shown = command("plugins", "show", plugin_id("fs.read:corpus"), home=gateway.home)
+    assert "corpus/en/words.txt" in shown.out
     missing = command(*wanted, "scan-2", home=gateway.home)
     assert (missing.code, missing.out) == (2, "")
     assert "artifacts/scan-2: No such file" in missing.sentence()
