@@ -41,6 +41,7 @@ _loads, _reply = marshal.loads, method.reply
 _DUP3, _CLOEXEC = linux.DUP3, os.O_CLOEXEC
 _NO_PID = 1 << 22
 """No pid is that large, see proc_sys_kernel(5)."""
+_NO_MEMORY = framed(pack(["failed", "memory_limit_exceeded", ""]))
 
 
 class Jail:
@@ -104,7 +105,7 @@ def prepare(
         ),
         seal=(seccomp.prepared_install(strict_filter),),
         limits=((rlimits.AS, memory_mb << 20), (rlimits.CPU, cpu_ms // 1000 + 1),
-                (rlimits.NOFILE, end)),
+                (rlimits.NOFILE, end), (rlimits.NPROC, 0)),
         cpu_ms=cpu_ms,
         end=end,
     )  # fmt: skip
@@ -127,6 +128,8 @@ def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool) -> NoReturn:
         # The supervisor reads what this process used while it waits here, and ends it.
         _read(JOB, 1)
         os._exit(0)
+    except MemoryError:
+        os._exit(0)
     except BaseException:  # noqa: BLE001  The process ends here, whatever it was.
         os._exit(1)
 
@@ -147,10 +150,10 @@ def _close_jail(jail: Jail, *, rehearsal: bool) -> None:
 def _answer(plugin: Plugin) -> None:
     """Read the job and send exactly one reply."""
     try:
-        frame = _reply(_receive(), plugin)
+        _send(_reply(_receive(), plugin))
     except MemoryError:
-        frame = framed(pack(["failed", "memory_limit_exceeded", ""]))
-    _send(frame)
+        # Nothing may be left to make a frame from.
+        _write(JOB, _NO_MEMORY)
 
 
 def warm_up() -> None:

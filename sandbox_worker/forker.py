@@ -56,12 +56,14 @@ _CREDENTIALS = struct.Struct("=iII")
 
 @dataclass(frozen=True)
 class Exit:
-    """How one call process ended: wait status, processor time in us, largest resident kB."""
+    """How one call process ended: wait status, processor time in us, largest resident kB, and the
+    largest address space in kB where it was still there to be asked."""
 
     number: int
     status: int
     cpu_us: int
     max_rss_kb: int
+    widest_kb: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Forker:
     Attributes:
         control: the packet socket to the zygote; readable when something ended.
         pid: the zygote's pid outside.
+        pidfd: the same as a descriptor, which names no other process when that one is gone.
         stub: the process that waits for it.
         attestation: what was seen from outside.
     """
@@ -87,6 +90,7 @@ class Forker:
     pid: int
     stub: subprocess.Popen[bytes]
     attestation: Attestation | None = None
+    pidfd: int | None = None
 
     def fork(
         self, numbers: list[int], *, rehearse: bool = False, handed: Sequence[int] = ()
@@ -129,11 +133,12 @@ class Forker:
     def close(self) -> None:
         """End the zygote and everything below it."""
         self.control.close()
-        # Its parent ends with it, and the pid namespace with its first process. Pid 0 would be
-        # our own process group, so an unknown pid is left to the closed socket.
-        if self.pid:
+        # Its parent ends with it, and the pid namespace with its first process. One that did not
+        # come as far as a pid is left to the closed socket.
+        if self.pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            os.close(self.pidfd)
         self.stub.wait()
 
 
@@ -315,7 +320,7 @@ def _await_jailed(
         raise LaunchRefusedError("the zygote ended while it imported approved packages")
     if message[:1] != zygote.JAILED:
         raise SandboxUnavailable("zygote", 0, remedies.DEFECT)
-    forker.pid = pid
+    forker.pid, forker.pidfd = pid, os.pidfd_open(pid)
     return struct.unpack("=8Q", message[1:])
 
 

@@ -63,6 +63,9 @@ from schemas.messages import (
 LINGER_S = 1.0
 """How long a process that ended before its figures could be read may take to be reaped."""
 
+KILL_S = 2.0
+"""How long the zygote may take to end a process and say so, before it is ended itself."""
+
 PROBE_MS = 4_000
 """How long a probe may take, whatever a plugin's own limits are."""
 
@@ -300,6 +303,8 @@ class Supervisor:
         """Kill what is past its deadline, and try again what could not be forked."""
         for slot in list(self._by_call.values()):
             if slot.deadline <= now:
+                if slot.killed:
+                    raise WorkerEndedError("recycle_killed", "a call outlived its own end")
                 if slot.reply is None:
                     slot.used, slot.allowed = _ms(now - slot.started), slot.allowed_ms
                 self._kill(slot, slot.deadline_code if slot.reply is None else None)
@@ -390,36 +395,40 @@ class Supervisor:
         """End the process; `code` None when it already answered and only lingers."""
         if slot.killed:
             return
-        slot.killed, slot.ended_by, slot.deadline = True, code, float("inf")
+        slot.killed, slot.ended_by, slot.deadline = True, code, monotonic() + KILL_S
         self._forker.kill(slot.number)
 
     def _reap(self, now: float) -> None:
-        endings = self._forker.ended()
+        """Take everything that the zygote reports by now."""
+        while endings := self._forker.ended():
+            for ending in endings:
+                self._ended(ending, now)
         if endings is None:
             raise WorkerEndedError("recycle_killed", "the zygote ended")
-        for ending in endings:
-            slot = self._slots.pop(ending.number, None)
-            if isinstance(ending, ForkFailure):
-                self._fork_again = now + FORK_PAUSE_S
-            elif slot is None or isinstance(slot.order, Run):
-                # A process may have answered before it died: then the next report says so.
-                self._fault = fault(ending) or self._fault
-            if slot is None:
-                continue
-            # With a job given, plugin code may have chosen the exit status: it is not believed.
-            failed = isinstance(ending, Exit) and exit_code(ending) == JAIL_FAILED
-            if failed and not isinstance(slot.order, Run):
-                raise WorkerEndedError("sandbox_unavailable", "a call process could not be jailed")
-            self._idle.pop(slot.number, None)
-            slot.reaped = True
-            if slot.order is not None:
-                # The exit report may be here before the reply: read the socket to its end.
-                while self._pull(slot, now):
-                    pass
-                self._end(slot, ending, now)
-            self._forget_descriptor(slot)
-            slot.job.close()
         self.fill(now)
+
+    def _ended(self, ending: Exit | ForkFailure, now: float) -> None:
+        slot = self._slots.pop(ending.number, None)
+        if isinstance(ending, ForkFailure):
+            self._fork_again = now + FORK_PAUSE_S
+        elif slot is None or isinstance(slot.order, Run):
+            # A process may have answered before it died: then the next report says so.
+            self._fault = fault(ending) or self._fault
+        if slot is None:
+            return
+        # With a job given, plugin code may have chosen the exit status: it is not believed.
+        failed = isinstance(ending, Exit) and exit_code(ending) == JAIL_FAILED
+        if failed and not isinstance(slot.order, Run):
+            raise WorkerEndedError("sandbox_unavailable", "a call process could not be jailed")
+        self._idle.pop(slot.number, None)
+        slot.reaped = True
+        if slot.order is not None:
+            # The exit report may be here before the reply: read the socket to its end.
+            while self._pull(slot, now):
+                pass
+            self._end(slot, ending, now)
+        self._forget_descriptor(slot)
+        slot.job.close()
 
     def _forget_descriptor(self, slot: Slot) -> None:
         if self._by_descriptor.pop(slot.job.fileno(), None) is not None:

@@ -72,8 +72,10 @@ def verdict(
     if order.cpu_ms_max is not None and usage.cpu_ms > order.cpu_ms_max:
         return Verdict("cpu_limit_exceeded", usage.cpu_ms, order.cpu_ms_max)
     if isinstance(reply, Failed):
-        memory = limits.memory_mb if reply.code == "memory_limit_exceeded" else None
-        return Verdict(reply.code, None, memory)
+        if reply.code == "memory_limit_exceeded":
+            used_kb = max(ending.widest_kb, ending.max_rss_kb)
+            return Verdict(reply.code, -(-used_kb // 1024), limits.memory_mb)
+        return Verdict(reply.code)
     if not isinstance(reply, Answered):
         return Verdict("plugin_crashed")
     if usage.output_bytes > output_bytes_max:

@@ -24,7 +24,7 @@ _SPACE = socket.CMSG_SPACE(_CREDENTIALS_BYTES)
 _SCHEDULED = 2
 """CPUCLOCK_SCHED of the kernel: the nanoseconds a process ran, in user and system mode."""
 _STATUS_BYTES = 4096
-_LARGEST = b"VmHWM:"
+_WIDEST, _LARGEST = b"VmPeak:", b"VmHWM:"
 
 
 def receive(job: socket.socket, buffer: bytearray) -> tuple[int, int]:
@@ -49,8 +49,11 @@ def cpu_us(pid: int) -> int:
     return time.clock_gettime_ns((~pid << 3) | _SCHEDULED) // 1000
 
 
-def take(pid: int) -> tuple[int, int] | None:
-    """Read what a process used, in us and largest kB, and end it; None when it is gone.
+def take(pid: int) -> tuple[int, int, int] | None:
+    """Read what a process used, and end it; None when it is gone.
+
+    Returns:
+        Processor time in us, the largest memory and the largest address space in kB.
 
     Args:
         pid: as `receive` gave it; 0 names no process.
@@ -64,7 +67,7 @@ def take(pid: int) -> tuple[int, int] | None:
     try:
         descriptor = os.open(f"/proc/{pid}/status", os.O_RDONLY)
         try:
-            _, found, rest = os.read(descriptor, _STATUS_BYTES).partition(_LARGEST)
+            _, _, rest = os.read(descriptor, _STATUS_BYTES).partition(_WIDEST)
         finally:
             os.close(descriptor)
         used_us = cpu_us(pid)
@@ -72,4 +75,7 @@ def take(pid: int) -> tuple[int, int] | None:
     except OSError:
         # It ended by itself between its reply and now: ENOENT, ESRCH or EINVAL.
         return None
-    return (used_us, int(rest.split(None, 1)[0])) if found else None
+    widest, found, rest = rest.partition(_LARGEST)
+    if not found:
+        return None
+    return used_us, int(rest.split(None, 1)[0]), int(widest.split(None, 1)[0])

@@ -295,6 +295,14 @@ _FIGURES = {
     RefusalCode.ARTIFACT_MISMATCH: "found {used} bytes, the reference says {allowed}",
     RefusalCode.ARTIFACT_UNAVAILABLE: "the reference says {used} bytes, allowed are {allowed}",
 }
+_UNITS = {
+    RefusalCode.CPU_LIMIT_EXCEEDED: " ms of processor time",
+    RefusalCode.WALL_LIMIT_EXCEEDED: " ms",
+    RefusalCode.DEADLINE_EXCEEDED: " ms",
+    RefusalCode.MEMORY_LIMIT_EXCEEDED:
+        " MiB of address space; what it asked for next did not fit",
+    RefusalCode.OUTPUT_LIMIT_EXCEEDED: " bytes",
+}
 
 
 def failure_words(
@@ -309,5 +317,5 @@ def failure_words(
     where = "$.payload" if code in _FIGURES else ""
     if used is None or allowed is None:
         return "", where
-    words = _FIGURES.get(code, "used {used}, allowed {allowed}")
+    words = _FIGURES.get(code, "used {used}, allowed {allowed}" + _UNITS.get(code, ""))
     return words.format(used=used, allowed=allowed), where

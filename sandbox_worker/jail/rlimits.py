@@ -2,8 +2,8 @@
 
 Rules: limits only fall; a limit of the zygote is read back, one of a call process is checked by the
 self-test; the CPU timer ends a call within a tick, RLIMIT_CPU (whole seconds) stands behind it.
-RLIMIT_NPROC is left alone, since it counts the host's uid: the filter refuses fork itself. See
-getrlimit(2), timer_create(2).
+RLIMIT_NPROC counts the host's uid, so only a call process has it, at 0: behind the filter, which
+refuses fork itself. See getrlimit(2), timer_create(2).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ZYGOTE_BYTES = 1 << 30
 """Address space of the zygote: what a source may cost while it is compiled."""
 
 # Numbers of getrlimit(2) on this machine: the module that names them would be mapped for good.
-CPU, FSIZE, CORE, NOFILE, MEMLOCK, AS, MSGQUEUE = 0, 1, 4, 7, 8, 9, 12
+CPU, FSIZE, CORE, NPROC, NOFILE, MEMLOCK, AS, MSGQUEUE = 0, 1, 4, 6, 7, 8, 9, 12
 _CLOCK_PROCESS_CPUTIME = 2
 _SIGEV_SIGNAL = 0
 _SIGKILL = 9
@@ -47,6 +47,7 @@ def call_limits(memory_mb: int, cpu_ms: int, descriptors: int) -> tuple[Prepared
         AS: (memory_mb << 20, memory_mb << 20),
         CPU: (seconds, seconds + 1),
         NOFILE: (descriptors, descriptors),
+        NPROC: (0, 0),
     }
     return tuple(
         linux.prepared(linux.PRLIMIT64, 0, kind, Memory(packed(8, *pair)), 0)

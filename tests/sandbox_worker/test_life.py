@@ -107,6 +107,27 @@ def test_nothing_outlives_the_broker_the_supervisor_or_the_zygote(
         one.close()
 
 
+def test_a_limit_is_kept_although_the_zygote_is_stuck(tmp_path: Path) -> None:
+    """A stopped zygote ends nobody: the supervisor ends it, the call and itself, and says so."""
+    limits = msgspec.structs.replace(LIMITS, cpu_ms=60_000, wall_ms=100)
+    bundle = make_bundle(tmp_path, SPINNER, methods=text_to_json(), limits=limits)
+    one = Worker(tmp_path, bundle, limits=limits)
+    try:
+        zygote = one.ready().attestation.zygote_pid
+        one.start("", timeout_ms=60_000)
+        wait_for("the call to run", lambda: len(_children(one.process.pid)) >= 4)
+        below = _children(one.process.pid)
+        os.kill(zygote, signal.SIGSTOP)
+        end = one.receive()
+
+        assert isinstance(end, Bye)
+        assert end.reason == "recycle_killed"
+        assert one.process.wait(PATIENCE_S) == 5
+        assert _gone_within(below, 0.5) < 0.5
+    finally:
+        one.close()
+
+
 @pytest.mark.parametrize(
     ("source", "modules", "words"),
     [

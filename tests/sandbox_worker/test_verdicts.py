@@ -65,6 +65,7 @@ def judged(status: int, reply: Answered | Failed | None, cpu_ms: int = 1) -> Ver
         (signal.SIGXCPU, None, 99, Verdict("cpu_limit_exceeded", 99, 100)),
         (signal.SIGKILL, None, 99, Verdict("plugin_crashed")),
         (0, Failed("plugin_error", "no"), 1, Verdict("plugin_error")),
+        (0, Failed("memory_limit_exceeded", ""), 1, Verdict("memory_limit_exceeded", 1, 64)),
     ],
 )
 def test_the_kernels_word_goes_before_the_processes(

@@ -85,9 +85,10 @@ BOMBS = [
           costly=True),
     _bomb("spin_in_a_pattern", "import re; re.match('(a|a)*b', 'a' * 22); result = 1",
           held="limits", answer="ended", costly=True),
-    _bomb("forks", "import os\nfor _ in range(8):\n    pid = os.fork() or os._exit(0)\nresult = 8"),
+    _bomb("forks", "import os\nfor _ in range(8):\n    pid = os.fork() or os._exit(0)\nresult = 8",
+          held="limits+no_host_rights seccomp"),
     _bomb("threads", "import _thread\nfor _ in range(2):\n    _thread.start_new_thread(int, ())\n"
-          "result = 1"),
+          "result = 1", held="limits+no_host_rights seccomp"),
     _bomb("more_memory", raw(302, "0", "9", "Memory(b'\\xff' * 16)", "0"), held="limits seccomp"),
     _bomb("more_time", raw(302, "0", "0", "Memory(b'\\xff' * 16)", "0"), held="limits seccomp"),
     _bomb("disarm_the_timer", raw(226, "0"), answer="killed", reached="any"),

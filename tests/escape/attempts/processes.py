@@ -9,6 +9,8 @@ from tests.escape.attempts.attempt import Attempt, raw
 _process = partial(Attempt, "processes")
 _BY_TRACING = "landlock hidden+no_host_rights seccomp"
 """What the kernel allows to a tracer only."""
+_BY_FORKING = "limits+no_host_rights seccomp"
+"""What the kernel does not allow to a user who may have no process, unless that is root."""
 _GONE = "pid or os._exit(0); result = os.waitpid(pid, 0)"
 _VECTORS = (
     "import struct; word = Memory(8)\n"
@@ -17,18 +19,20 @@ _VECTORS = (
 )
 
 PROCESSES = [
-    _process("fork", f"import os; pid = os.fork(); {_GONE}", alone=True),
+    _process("fork", f"import os; pid = os.fork(); {_GONE}", held=_BY_FORKING, alone=True),
     _process("fork_by_clone", f"import os; pid = linux.call(56, 17, 0, 0, 0, 0); {_GONE}",
-             alone=True),
+             held=_BY_FORKING, alone=True),
     _process("clone_as_a_sibling", "import os; pid = linux.call(56, 0x8011, 0, 0, 0, 0); "
-             "pid or os._exit(0); result = pid", alone=True),
+             "pid or os._exit(0); result = pid", held=_BY_FORKING, alone=True),
     _process("clone3_in_a_new_user_namespace", "import os, struct\n"
              "a = Memory(struct.pack('=11Q', 0x10000000, 0, 0, 0, 17, *[0] * 6))\n"
-             f"pid = linux.call(435, a, 88); {_GONE}", held="namespaces seccomp", alone=True),
+             f"pid = linux.call(435, a, 88); {_GONE}", held=f"namespaces {_BY_FORKING}",
+             alone=True),
     _process("clone3", "import os, struct\n"
              "a = Memory(struct.pack('=11Q', 0, 0, 0, 0, 17, *[0] * 6))\n"
-             f"pid = linux.call(435, a, 88); {_GONE}", alone=True),
-    _process("thread", "import _thread; result = _thread.start_new_thread(int, ())", alone=True),
+             f"pid = linux.call(435, a, 88); {_GONE}", held=_BY_FORKING, alone=True),
+    _process("thread", "import _thread; result = _thread.start_new_thread(int, ())",
+             held=_BY_FORKING, alone=True),
     _process("execute", "import os; os.execv('/bin/sh', ['sh', '-c', 'exit 77'])",
              held="root landlock seccomp", alone=True),
     _process("execute_from_memory", "import os\nn = linux.call(319, Memory(b'x\\0'), 0)\n"
