@@ -62,21 +62,23 @@ class _Refusal(msgspec.Struct, tag_field="type", tag="refusal"):
 class InvokeTraffic:
     """Invocations of the echo method, and their results."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_ms: int = 10_000) -> None:
         """Cut one encoded invocation at the places that change."""
+        self._timeout_ms = timeout_ms
         self._sent = 0
         self._known_size = 0
         self._keys: list[bytes] = []
         # The rest of a version 4 UUID; the number of the request makes it unique.
         tail = secrets.token_hex(12)
-        self._tail = f"-{tail[:4]}-4{tail[4:7]}-8{tail[7:10]}-{tail[10:22]}".encode()
+        self._tail = f"-{tail[:4]}-4{tail[4:7]}-8{tail[7:10]}-{tail[10:22]}"
         self._decoder = msgspec.msgpack.Decoder(_Result | _Refusal)
         self._parts = self._cut()
 
     def _cut(self) -> tuple[bytes, bytes, bytes]:
         frame = codec.encode(Invoke(
             request_id=_PLACEHOLDER_ID, known_size=self._known_size, plugin=PLUGIN, method="echo",
-            payload=JSONPayload(DOCUMENT), timeout_ms=10_000, commitment_key=_PLACEHOLDER_KEY,
+            payload=JSONPayload(DOCUMENT), timeout_ms=self._timeout_ms,
+            commitment_key=_PLACEHOLDER_KEY,
         ))
         head, rest = frame.split(_PLACEHOLDER_ID.encode())
         middle, end = rest.split(_PLACEHOLDER_KEY)
@@ -86,11 +88,15 @@ class InvokeTraffic:
         """Give the next number and its frame."""
         self._sent += 1
         head, middle, end = self._parts
-        identifier = b"%08x" % self._sent + self._tail
+        identifier = self.identifier(self._sent).encode()
         if not self._keys:
             fresh = os.urandom(32 * _KEYS_AT_ONCE)
             self._keys = [fresh[at : at + 32] for at in range(0, len(fresh), 32)]
         return self._sent, b"".join((head, identifier, middle, self._keys.pop(), end))
+
+    def identifier(self, number: int) -> str:
+        """Give the request id of a number."""
+        return f"{number:08x}{self._tail}"
 
     def accept(self, reply: bytes) -> int:
         """Take a reply, which must be the document."""

@@ -10,12 +10,13 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks import bus
+from benchmarks import bus, load
 from benchmarks.machine import describe
 from benchmarks.measure import BenchFailed, Row
+from benchmarks.plot import plot
 from benchmarks.processes import temporary_folder
 
-BENCHES = {"bus": (bus.run, bus.NAMES)}
+BENCHES = {"bus": (bus.run, bus.NAMES), "load": (load.run, load.NAMES)}
 
 
 def main(root: str, arguments: list[str]) -> int:
@@ -49,6 +50,9 @@ def main(root: str, arguments: list[str]) -> int:
             "load_generator_cpu_us": result.load_us,
         },
     }
+    if options.plot:
+        with open(options.plot, "w", encoding="utf-8") as file:
+            file.write(plot(result.rows))
     if options.output == "json":
         print(json.dumps(_rounded(document), indent=1))
     else:
@@ -70,6 +74,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--folder", help="where the homes are made, so whose flush is measured (default /var/tmp)"
     )
+    parser.add_argument("--plot", metavar="FILE", help="with `load`: an SVG of offered load")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("--rounds and --seconds must be positive")

@@ -96,3 +96,21 @@ def test_an_unknown_row_is_a_usage_error(tmp_path: Path) -> None:
 
     assert ended.status == 2
     assert ended.errors == "bench: no row named realy\n"
+
+
+@pytest.mark.system
+@pytest.mark.jail
+def test_load_prints_its_rows_and_draws_them(tmp_path: Path) -> None:
+    """Steps, cancels and offered load are measured and drawn, and nothing is left."""
+    picture = tmp_path / "load.svg"
+    ended = _bench(
+        tmp_path, "load", *SHORT, "--output", "json", "--plot", str(picture),
+        "--only", "invoke,pipeline_step,cancel,offered_0.5,offered_2",
+    )
+
+    assert ended.status == 0, ended.errors
+    rows = {row["name"]: row for row in json.loads(ended.output)["rows"]}
+    assert rows.keys() == {"invoke", "pipeline_step", "cancel", "offered_0.5", "offered_2"}
+    assert all(row["per_s"] > 0 for row in rows.values())
+    assert picture.read_text().count("<polyline") == 3
+    assert ended.left == []

@@ -1,4 +1,4 @@
-"""Gives a JSON document back as it came."""
+"""Gives a JSON document back as it came, or never."""
 
 from __future__ import annotations
 
@@ -9,3 +9,11 @@ from sandbox_worker.sdk import Context, JSONPayload, method
 def echo(_context: Context, document: JSONPayload) -> JSONPayload:
     """Answer with the input."""
     return document
+
+
+@method()
+def spin(context: Context, document: JSONPayload) -> JSONPayload:
+    """Say that it runs, and never answer."""
+    context.progress(0.5)
+    while True:
+        document = JSONPayload(document.data)
