@@ -56,7 +56,7 @@ def _axes(
         ]
     bottom = top + _TOP + _HEIGHT
     parts += [
-        f'<text x="{_x(factor):.0f}" y="{bottom + 18}" text-anchor="middle">{factor:g}×</text>'
+        f'<text x="{_x(factor):.0f}" y="{bottom + 18}" text-anchor="middle">{factor:g}x</text>'
         for factor in (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
     ]
     parts.append(f'<text x="{_LEFT + _WIDTH}" y="{bottom + 36}" text-anchor="end">offered, times '
