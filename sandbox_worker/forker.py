@@ -33,13 +33,16 @@ from sandbox_worker.handing import names_handed
 from sandbox_worker.jail import policy
 from sandbox_worker.jail.attest import attest
 from sandbox_worker.jail.identity import SANDBOX_ID
-from sandbox_worker.jail.linux import SandboxUnavailable
+from sandbox_worker.jail.linux import SandboxUnavailable, expect
 from sandbox_worker.method import MARSHAL_VERSION
 from sandbox_worker.probes import PROBES
 from schemas import remedies
 from schemas.launch import LaunchDocument
 from schemas.messages import Attestation
 from schemas.names import CapabilityName
+
+_FIRST_TO_GO = "1000"
+"""See proc_pid_oom_score_adj(5)."""
 
 START_S = 20.0
 """Longest start of a zygote, rehearsal included, in seconds."""
@@ -207,10 +210,11 @@ def _start(launch: LaunchDocument, bundle: Bundle) -> Forker:
             env=_environment(bundle),
         )
     assert stub.stdin is not None
-    with contextlib.suppress(BrokenPipeError), stub.stdin:
-        stub.stdin.write(marshal.dumps(dict(setup)))
     forker = Forker(ours, 0, stub)
     try:
+        _offer_memory(stub.pid)
+        with contextlib.suppress(BrokenPipeError), stub.stdin:
+            stub.stdin.write(marshal.dumps(dict(setup)))
         facts = _await_jailed(forker, deadline, packaged)
         found = attest(forker.pid, uid=_uid(), filters=1)
         _await_loaded(forker, deadline)
@@ -253,6 +257,22 @@ def _uid() -> int:
 def _held(*, clock: bool, random: bool) -> tuple[str, ...]:
     granted = {"clock": clock, "entropy": random}
     return tuple(name for name in SOFT_PROBES if not granted.get(name, False))
+
+
+def _offer_memory(pid: int) -> None:
+    """Let the kernel end the zygote and its calls first when the machine's memory runs out.
+
+    Each of them is bounded, their sum is not, and it must not be the broker that pays. Called
+    before the process gets its setup, so that whatever it forks inherits it.
+    """
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "r+", encoding="ascii") as score:
+            score.write(_FIRST_TO_GO)
+            score.seek(0)
+            held = score.read().strip() == _FIRST_TO_GO
+    except OSError as error:
+        raise SandboxUnavailable("memory score", error.errno or 0, remedies.OUTER) from None
+    expect("memory score", held, remedies.OUTER)
 
 
 def _environment(bundle: Bundle) -> dict[str, str]:

@@ -169,6 +169,18 @@ def test_the_sealed_supervisor_has_lost_what_it_does_not_need(tmp_path: Path) ->
             assert fields["CapEff"] == capability
 
 
+def test_a_machine_without_memory_ends_call_processes_first(tmp_path: Path) -> None:
+    """The zygote and every call process offer themselves to the kernel; the supervisor does not."""
+    with worker(tmp_path, SPINNER) as one:
+        below = _children(one.process.pid)
+        scores = [Path(f"/proc/{pid}/oom_score_adj").read_text() for pid in below]
+        own = int(Path(f"/proc/{one.process.pid}/oom_score_adj").read_text())
+
+    assert len(below) >= 3
+    assert {int(score) for score in scores} == {1000}
+    assert own == int(Path("/proc/self/oom_score_adj").read_text()) < 1000
+
+
 def test_a_bundle_other_than_the_one_promised_is_not_opened(tmp_path: Path) -> None:
     """The digest is compared first: a changed bundle ends the worker with that sentence."""
     bundle = make_bundle(tmp_path, SPINNER, methods=text_to_json())
