@@ -406,8 +406,13 @@ class Administration:
                 for entry in record.versions.values()
             ),
             manifest=loaded.manifest_bytes if loaded else None,
-            grants=tuple(sorted(record.grants)),
+            grants=tuple(sorted(record.grants | self._ruled(record, loaded))),
         ))
+
+    def _ruled(self, record: PluginRecord, loaded: LoadedPlugin | None) -> set[str]:
+        """Name what policy itself grants of what a plugin asks for."""
+        asked = loaded.manifest.capabilities if loaded else ()
+        return set(effective(record.plugin, asked, self._state.policy, ()).granted)
 
     def _status(self, origin: Origin, request: Status) -> None:
         state = self._state

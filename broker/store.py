@@ -37,7 +37,8 @@ def check_folders(policy: Policy, own_folders: Iterable[str]) -> None:
         own_folders: home, anchor and run directory.
 
     Raises:
-        HomeRefused: `config_invalid`; a folder holds one of them or lies in one.
+        HomeRefused: `config_invalid`; a folder holds one of them or lies in one, or a root's path
+            leads through a link.
     """
     named = {f"roots.{name}": folder for name, folder in policy.roots.items()}
     for glob, packages in policy.modules.packages.items():
@@ -52,6 +53,12 @@ def check_folders(policy: Policy, own_folders: Iterable[str]) -> None:
                     f"policy.toml: $.{name}: {folder} and the gateway's own {other} lie in "
                     "one another; name a folder apart from it",
                 )
+        if name.startswith("roots.") and real != os.path.normpath(folder):
+            # Whoever may change the link could lead a plugin elsewhere, and a worker follows none.
+            raise HomeRefused(
+                RefusalCode.CONFIG_INVALID,
+                f"policy.toml: $.{name}: {folder} leads through a link; name {real} itself",
+            )
 
 
 def artifact_reference(

@@ -531,7 +531,7 @@ export interface PluginEntry {
 
 /**
  * One plugin with everything an operator wants to see.
- * `manifest` is the RFC 8785 bytes that were signed, of the enabled or else the highest version.
+ * `manifest` is the RFC 8785 bytes that were signed, of the enabled or else the highest version; `grants` are what it is granted, by request or, of what it asks for, by policy.
  */
 export interface Plugin {
   readonly type: "plugin";

@@ -35,16 +35,21 @@ from schemas.payloads import BinaryRefPayload
 ARTIFACT = ""
 """The name under which the artifact travels; no file of a method has it."""
 PIECE_BYTES = 1 << 20
+COPIES_MAX = 4
+"""Copies that go a piece forward before the supervisor looks at everything else again."""
 
 _ARTIFACTS = "artifact.read"
 _ROOT = "fs.read:"
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _MFD_NOEXEC_SEAL = 8
 """Linux 6.3: sealable, never executable."""
-# RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS.
+_RESOLVE_BENEATH, _NO_LINKS = 0x08, 0x04 | 0x02
+"""RESOLVE_NO_SYMLINKS and RESOLVE_NO_MAGICLINKS."""
+_AT_FDCWD = -100
 _HOW_BYTES = 24
-_HOW = Memory(struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, 0x08 | 0x04 | 0x02))
-
+_PATH_FLAGS = os.O_PATH | os.O_CLOEXEC
+_FILE = Memory(struct.pack("=QQQ", _PATH_FLAGS, 0, _RESOLVE_BENEATH | _NO_LINKS))
+_FOLDER = Memory(struct.pack("=QQQ", _PATH_FLAGS | os.O_DIRECTORY, 0, _NO_LINKS))
 _PATH = Memory(4096)
 
 
@@ -93,9 +98,7 @@ class Folders:
             if grant != _ARTIFACTS and not grant.startswith(_ROOT):
                 continue
             try:
-                self.by_grant[grant] = os.open(
-                    launch.grant_values[grant], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-                )
+                self.by_grant[grant] = _openat2(_AT_FDCWD, launch.grant_values[grant], _FOLDER)
             except (OSError, KeyError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "not in the document"
                 raise FolderMissingError(f"the folder of {grant}: {reason}") from None
@@ -137,9 +140,13 @@ class Folders:
             raise NotHandedError("artifact_unavailable") from None
 
 
-def _open_beneath(folder: int, path: str) -> tuple[int, int]:
+def _openat2(folder: int, path: str, how: Memory) -> int:
     _PATH.write(os.fsencode(path))
-    place = linux.call(linux.OPENAT2, folder, _PATH, _HOW, _HOW_BYTES)
+    return linux.call(linux.OPENAT2, folder, _PATH, how, _HOW_BYTES)
+
+
+def _open_beneath(folder: int, path: str) -> tuple[int, int]:
+    place = _openat2(folder, path, _FILE)
     try:
         if not stat.S_ISREG(os.fstat(place).st_mode):
             raise OSError(errno.EINVAL, "no regular file")
@@ -226,6 +233,11 @@ class Handing:
     _copy: _Copy | None = None
 
     @property
+    def copies(self) -> bool:
+        """Whether an artifact must be copied for it."""
+        return self.names[0] == ARTIFACT
+
+    @property
     def handed(self) -> tuple[tuple[str, int], ...]:
         """Names and sizes, for the job."""
         return tuple(zip(self.names, self.sizes, strict=True))
@@ -239,7 +251,7 @@ class Handing:
         waited_ms = int((now - self.arrived) * 1000)
         if waited_ms >= self.allowed_ms:
             raise NotHandedError(self.late, waited_ms, self.allowed_ms)
-        if self.names[0] == ARTIFACT and not self.descriptors:
+        if self.copies and not self.descriptors:
             assert isinstance(self.order.payload, BinaryRefPayload)
             if self._copy is None:
                 self._copy = folders.artifact(self.order.payload)
@@ -300,10 +312,16 @@ class Desk:
         return bool(names)
 
     def step(self, now: float) -> None:
-        """Go one piece forward with each call, and begin or end those that wait no longer."""
+        """Go one piece forward with some calls, in turn, and begin or end those that are done."""
+        copies = 0
         for call, handing in list(self.waiting.items()):
+            copies += handing.copies
+            if handing.copies and copies > COPIES_MAX:
+                continue
             try:
                 if not handing.step(self._folders, now):
+                    # Behind the others, so that each copy goes on.
+                    self.waiting[call] = self.waiting.pop(call)
                     continue
                 self._begin(handing)
             except NotHandedError as error:

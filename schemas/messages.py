@@ -363,7 +363,8 @@ class Plugins(_Reply, tag="plugins", frozen=True, kw_only=True):
 class Plugin(_Reply, tag="plugin", frozen=True, kw_only=True):
     """One plugin with everything an operator wants to see.
 
-    `manifest` is the RFC 8785 bytes that were signed, of the enabled or else the highest version.
+    `manifest` is the RFC 8785 bytes that were signed, of the enabled or else the highest version;
+    `grants` are what it is granted, by request or, of what it asks for, by policy.
     """
 
     plugin: PluginId

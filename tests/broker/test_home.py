@@ -188,6 +188,13 @@ def append_to(name: str, text: str) -> Callable[[Path], None]:
     return lambda path: change(path / name, text=(path / name).read_text() + text)
 
 
+def other_root(path: Path) -> None:
+    """A fault: a named root lies behind a link to a folder that may be named."""
+    (path.parent / "corpus").mkdir()
+    (path.parent / "link").symlink_to("corpus")
+    append_to("policy.toml", f'[roots]\ncorpus = "{path.parent}/link"\n')(path)
+
+
 def linked_root(path: Path) -> None:
     """A fault: a named root is a link to a folder of the home."""
     link = path.parent / "harmless"
@@ -274,6 +281,9 @@ FAULTS: dict[str, tuple[Callable[[Path], None], RefusalCode, list[str]]] = {
     "a root above the home": (
         lambda path: append_to("policy.toml", f'[roots]\nall = "{path.parent}"\n')(path),
         RefusalCode.CONFIG_INVALID, ["policy.toml: $.roots.all", "apart from it"],
+    ),
+    "a root behind a link": (
+        other_root, RefusalCode.CONFIG_INVALID, ["$.roots.corpus", "leads through a link"],
     ),
     "a root in the home, by a link": (
         linked_root, RefusalCode.CONFIG_INVALID, ["policy.toml: $.roots.keys"],

@@ -15,6 +15,7 @@ import pytest
 
 from sandbox_worker.handing import (
     ARTIFACT,
+    COPIES_MAX,
     PIECE_BYTES,
     Desk,
     FolderMissingError,
@@ -293,6 +294,40 @@ def test_a_folder_that_is_missing_or_a_file_opens_nothing(place: Path) -> None:
             folders(place, grant_values=values)
     with pytest.raises(FolderMissingError, match="not in the document"):
         folders(place, grant_values={})
+
+
+def test_copies_go_on_in_turn_and_a_file_waits_for_none(place: Path) -> None:
+    """Of many copies a few go a piece forward at a time, each comes to its end, and a call that
+    needs none begins at once."""
+    begun: list[int] = []
+    read = Method(PayloadSpec("text"), PayloadSpec("json"), files={"words": "corpus/en/words.txt"})
+    desk = Desk(folders(place), GRANTS, lambda one: begun.append(one.order.call), pytest.fail)
+    for call in range(1, 11):
+        asked = msgspec.structs.replace(order(reference()), call=call)
+        desk.takes(asked, INSPECT, ("job",), 0.0, 5000, "wall_limit_exceeded")
+    asked = msgspec.structs.replace(order(TextPayload("x")), call=99)
+    desk.takes(asked, read, ("job",), 0.0, 5000, "wall_limit_exceeded")
+
+    desk.step(0.0)
+    assert begun == [99]
+    assert sum(one.descriptors == [] for one in desk.waiting.values()) == 10
+    turns = 1
+    while desk.waiting:
+        desk.step(0.0)
+        turns += 1
+    pieces = 10 * (len(DATA) // PIECE_BYTES + 1)
+    assert turns == pieces // COPIES_MAX
+    assert begun == [99, *range(1, 11)]
+
+
+def test_a_root_behind_a_link_is_not_opened(place: Path) -> None:
+    """Neither the folder itself nor one above it may be a link when a worker opens it."""
+    (place / "link").symlink_to("corpus")
+    (place / "above").symlink_to(".")
+    for path in (place / "link", place / "above" / "corpus"):
+        values = {"artifact.read": str(place / "artifacts"), "fs.read:corpus": str(path)}
+        with pytest.raises(FolderMissingError, match="symbolic links"):
+            folders(place, grant_values=values)
 
 
 def test_a_call_whose_time_is_over_waits_no_longer(place: Path) -> None:

@@ -86,7 +86,15 @@ FILES = (
     '[methods.tell.files]\nwords = "corpus/en/words.txt"\n'
     '[methods.linked.files]\nwords = "corpus/en/link.txt"\n'
 )
-POLICY = '[env]\nLANG = "fr_FR"\nHOME = "/nowhere"\n[roots]\ncorpus = "{corpus}"\n'
+POLICY = '''
+[env]
+LANG = "fr_FR"
+HOME = "/nowhere"
+[roots]
+corpus = "{corpus}"
+[grants."ruled-*"]
+capabilities = ["env.read:LANG"]
+'''
 LIMITS = "cpu_ms = 20000\nwall_ms = 20000\nmemory_mb = 256\noutput_bytes = 65536\nconcurrency = 4\n"
 ARTIFACT = os.urandom(1 << 16) * 512
 """32 MiB."""
@@ -171,6 +179,26 @@ def test_a_capability_is_refused_then_granted_and_works(
     assert attest.fields.strict_filter_sha256 == hashlib.sha256(program).hexdigest()
 
 
+def test_what_policy_grants_needs_no_request_and_is_not_taken_back_by_one(
+    gateway: RunningGateway,
+) -> None:
+    """A rule of policy.toml is enough to register; a request to take it back says where to."""
+    admin = gateway.operator()
+    gateway.install(gateway.write_plugin(
+        "ruled-plugin", TELLS["env.read:LANG"], limits=LIMITS,
+        extra='capabilities = ["env.read:LANG"]\n',
+    ), admin)
+
+    told = gateway.omega().invoke("ruled-plugin", "tell", "x").text
+    with pytest.raises(Refused) as refused:
+        admin.revoke("grant", "ruled-plugin env.read:LANG", "a test")
+
+    assert told == "fr_FR ['LANG']"
+    assert admin.get_plugin("ruled-plugin").grants == ("env.read:LANG",)
+    assert refused.value.code == RefusalCode.CAPABILITY_NOT_GRANTED
+    assert "policy.toml grants it" in refused.value.refusal.message
+
+
 def crc(data: bytes) -> int:
     """CRC-32, as the plugin computes it."""
     import zlib
@@ -181,7 +209,7 @@ def crc(data: bytes) -> int:
 @pytest.mark.parametrize(
     ("payload", "code", "words"),
     [
-        (reference(ARTIFACT[:-1] + b"?"), RefusalCode.ARTIFACT_MISMATCH, ""),
+        (reference(ARTIFACT[:-1] + bytes([ARTIFACT[-1] ^ 1])), RefusalCode.ARTIFACT_MISMATCH, ""),
         (reference(b"short"), RefusalCode.ARTIFACT_MISMATCH, "the reference says 5"),
         (reference(name="scan-2"), RefusalCode.ARTIFACT_UNAVAILABLE, ""),
         (BinaryRefPayload("scan-1", "0" * 64, 1 << 40, "image/png"),
