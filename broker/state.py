@@ -134,7 +134,7 @@ class State:
     def reconfigure(self, config: GatewayConfig) -> None:
         """Hold everything from now on to other bounds and times."""
         self.config = config
-        self.fleet.reconfigure(config.times, config.workers)
+        self.fleet.reconfigure(config.times, config.workers, config.limits)
         self.breakers.config = config.breaker
         self.drops.per_second_max = config.limits.bad_frames_per_s_max
 

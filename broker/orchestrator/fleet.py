@@ -124,8 +124,11 @@ class Fleet:
         self.by_incarnation: dict[str, Worker] = {}
         self._calm_us = 0
 
-    def reconfigure(self, times: TimesConfig, workers: WorkersConfig) -> None:
+    def reconfigure(
+        self, times: TimesConfig, workers: WorkersConfig, limits: LimitsConfig
+    ) -> None:
         """Hold workers from now on to other times and bounds."""
+        self._limits = limits
         self._times = times
         self._config = workers
 
@@ -161,7 +164,7 @@ class Fleet:
         left = limits.warm_processes_max - sum(worker.pool_size for worker in live)
         to_come = max(0, limits.workers_max - len(live))
         wanted = min(self._config.pool_size, concurrency)
-        return max(min(1, left), min(wanted, left - to_come))
+        return max(0, min(1, left), min(wanted, left - to_come))
 
     def failed(self, pool: Pool, now_us: int) -> None:
         """Count a failure and set the time before which no start is tried."""

@@ -49,6 +49,19 @@ def test_no_division_passes_the_hosts_bound(
             assert all(share >= 1 for share in shares)
 
 
+def test_a_bound_that_was_lowered_holds_for_those_who_come() -> None:
+    """Who has more than there may be now keeps it until the end; the next gets nothing."""
+    fleet = fleet_of(12, 8, 4)
+    first = add(fleet, "first", 16)
+    lower = LimitsConfig(warm_processes_max=2, workers_max=8)
+    fleet.reconfigure(TimesConfig(), WorkersConfig(pool_size=4), lower)
+    second = add(fleet, "second", 16)
+    fleet.remove(first)
+    third = add(fleet, "third", 16)
+
+    assert (first.pool_size, second.pool_size, third.pool_size) == (4, 0, 1)
+
+
 def test_the_first_get_what_they_ask_for_and_the_last_one_process() -> None:
     """Twelve for eight workers: what is more than one for each goes to whoever comes first, and
     a successor above the bound of workers still finds one."""
