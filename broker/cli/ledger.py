@@ -20,6 +20,7 @@ from broker.cli.ends import INVALID, LEDGER, CommandError
 from broker.cli.options import home_option, output_option, read_options, session
 from broker.cli.output import Table, show
 from broker.cli.proofs import open_, prove
+from broker.cli.stories import show_story
 
 FOLLOW_S: Final = 0.2
 """How often `tail -f` looks for new lines, in seconds."""
@@ -35,6 +36,7 @@ ledger.add_command(verify)
 ledger.add_command(audit)
 ledger.add_command(prove)
 ledger.add_command(open_)
+ledger.add_command(show_story)
 
 
 @ledger.command("head")
@@ -72,7 +74,7 @@ def tail(count: int, *, follow: bool) -> None:
         raise CommandError(INVALID, f"{folder}: there is no ledger",
                            "name the home with --home DIR; `omega-gateway serve` begins a ledger"
                            ) from None
-    reader = _Tail(folder, names)
+    reader = Tail(folder, names)
     lines = reader.last(count)
     if session().output == "json":
         import msgspec
@@ -92,10 +94,11 @@ def tail(count: int, *, follow: bool) -> None:
         return
 
 
-class _Tail:
+class Tail:
     """Reads the last lines of a ledger's segments, then what is added to them."""
 
     def __init__(self, folder: str, names: list[str]) -> None:
+        """Begin with the segments that are there, by their names, oldest first."""
         self._folder = folder
         self._names = names
         self._offset = 0
@@ -116,6 +119,8 @@ class _Tail:
         """Give the whole lines that were added since the last time."""
         while True:
             current = self._names[-1] if self._names else ""
+            # Asked first: a segment is whole once the next one exists.
+            later = [name for name in _segments(self._folder) if name > current]
             if current:
                 with open(os.path.join(self._folder, current), "rb") as file:
                     file.seek(self._offset)
@@ -124,7 +129,6 @@ class _Tail:
                             break
                         self._offset += len(line)
                         yield line
-            later = [name for name in _segments(self._folder) if name > current]
             if not later:
                 return
             self._names, self._offset = [later[0]], 0

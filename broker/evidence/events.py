@@ -66,7 +66,7 @@ def read_events(
              if name.endswith(_SUFFIX)]
     total, done, seq = sum(map(os.path.getsize, paths)), 0, 0
     for path in paths:
-        for lines in _whole_lines(path):
+        for lines in whole_lines(path):
             for event in _decoded(lines, path):
                 if event.seq != seq:
                     raise UnreadableLedger(f"{path}: event {event.seq} stands where {seq} must")
@@ -77,7 +77,8 @@ def read_events(
                 progress(done, total)
 
 
-def _whole_lines(path: str) -> Iterator[bytes]:
+def whole_lines(path: str) -> Iterator[bytes]:
+    """Give a segment's bytes in pieces that end with a line; what follows the last one is none."""
     with open(path, "rb") as file:
         rest = b""
         while chunk := file.read(_CHUNK_BYTES):

@@ -322,6 +322,38 @@ def test_the_ledger_is_read_and_verified_while_it_grows(home: Path):
     assert int(str(document["events"])) >= int(str(head["size"]))
 
 
+def test_a_request_is_shown_as_a_timeline(home: Path):
+    """From the files and from the gateway the same story comes, in its order, with durations."""
+    assert invoke(home, "--text", "for a story").code == 0
+    lines = gateway("ledger", "tail", "-n", "60", "--output", "ndjson", home=home).documents()
+    accepts = [one["f"] for one in lines if one["event_type"] == "invoke.accept"]
+    assert isinstance(accepts[-1], dict)
+    request = str(accepts[-1]["request_id"])
+    story = gateway("ledger", "show", request, "--output", "json", home=home).document()
+    assert story["schema"] == "omega.request_story/1"
+    events = story["events"]
+    assert isinstance(events, list)
+    assert [one["event_type"] for one in events] == [
+        "frame.in", "invoke.accept", "frame.out", "frame.in", "invoke.end", "frame.out"
+    ]
+    took = story["durations"]
+    assert isinstance(took, dict)
+    assert 0 < took["worker_us"] <= took["total_us"] == events[-1]["after_us"]
+    assert sum(one["since_us"] for one in events) == took["total_us"]
+    table = gateway("ledger", "show", request, home=home)
+    assert (table.code, table.err) == (0, "")
+    assert "echo-plugin@" in table.out
+    assert "invoke.accept" in table.out
+    profile = str(home / "profiles" / "auditor")
+    asked = gateway("ledger", "show", request, "--profile", profile, "--output", "ndjson",
+                    home=home).documents()
+    assert [one["seq"] for one in asked] == [one["seq"] for one in events]
+    unknown = request[:-4] + ("0000" if not request.endswith("0000") else "1111")
+    assert gateway("ledger", "show", unknown, home=home).code == 1
+    assert gateway("ledger", "show", unknown, "--profile", profile, home=home).code == 1
+    assert gateway("ledger", "show", "yesterday", home=home).code == 2
+
+
 def test_the_ledger_is_audited_while_it_grows(home: Path):
     """Every invariant holds in what this gateway did; the report names them one by one."""
     done = gateway("ledger", "audit", "--output", "json", home=home)
