@@ -60,7 +60,7 @@ EFFECTS: dict[str, Effect] = {
         100, 60_000, "abort_ignored", (*READY, "invoke r1 alpha", "cancel r1", "advance 150")),
     "times.ping_interval_ms": Effect(200, 10_000, "type=ping", (*READY, "advance 250")),
     "times.ping_silence_ms": Effect(
-        1_300, 30_000, "worker.exit", (*READY, "advance 1050", "advance 1100")),
+        900, 30_000, "worker.exit", (*READY, "advance 1050", "advance 1010")),
     "times.idle_worker_ms": Effect(500, 300_000, "type=drain", (*READY, "advance 1050")),
     "times.witness_interval_ms": Effect(500, 60_000, "type=probe", (*READY, "advance 600")),
     "times.witness_ms": Effect(
