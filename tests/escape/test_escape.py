@@ -31,6 +31,7 @@ from tests.escape.layers import (
 from tests.escape.runner import BETWEEN, PLUGIN, outcome
 from tests.sandbox_worker.harness import ROOT, Worker, worker
 from tests.support.gateway import wait_for
+from tests.support.packages import lock, package_folder
 
 pytestmark = [pytest.mark.jail, pytest.mark.system]
 
@@ -72,9 +73,24 @@ def jail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """The same with an approved package, whose import another jail came before."""
+    with package_folder({"approved/__init__.py": "import ctypes\n"}) as folder:
+        modules = ("re", "struct", "types", "approved")
+        changes = {"modules": ("approved",), "packages": lock(folder)}
+        place = tmp_path_factory.mktemp("packaged")
+        with worker(place, PLUGIN, limits=LIMITS, modules=modules, changes=changes) as running:
+            yield running
+
+
+@pytest.mark.parametrize("where", ["jail", "packaged"])
 @pytest.mark.parametrize("group", CLASSES)
-def test_a_worker_holds_every_attempt(jail: Worker, group: str) -> None:
+def test_a_worker_holds_every_attempt(
+    request: pytest.FixtureRequest, where: str, group: str
+) -> None:
     """Each attempt of the class ends as declared, and the worker serves the next call."""
+    jail: Worker = request.getfixturevalue(where)
     attempts = [attempt for attempt in ATTEMPTS if attempt.group == group]
 
     found = _in_a_worker(jail, attempts)
