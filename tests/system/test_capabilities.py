@@ -76,6 +76,10 @@ def tell(context: Context, text: TextPayload) -> TextPayload:
 @method()
 def linked(context: Context, text: TextPayload) -> TextPayload:
     return TextPayload("never")
+
+@method()
+def piped(context: Context, text: TextPayload) -> TextPayload:
+    return TextPayload("never")
 ''',
 }
 MODULES = {
@@ -85,6 +89,7 @@ MODULES = {
 FILES = (
     '[methods.tell.files]\nwords = "corpus/en/words.txt"\n'
     '[methods.linked.files]\nwords = "corpus/en/link.txt"\n'
+    '[methods.piped.files]\nwords = "corpus/en/pipe"\n'
 )
 POLICY = '''
 [env]
@@ -122,6 +127,7 @@ def gateway() -> Iterator[RunningGateway]:
         (corpus / "en").mkdir(parents=True)
         (corpus / "en" / "words.txt").write_text("pomme poire")
         (corpus / "en" / "link.txt").symlink_to("words.txt")
+        os.mkfifo(corpus / "en" / "pipe")
         (running.home / "artifacts" / "scan-1").write_bytes(ARTIFACT)
         yield running
 
@@ -233,13 +239,49 @@ def test_an_artifact_that_is_not_the_promised_one_is_a_typed_refusal(
     assert tell(gateway, "artifact.read")
 
 
-def test_a_file_behind_a_link_is_a_typed_refusal(gateway: RunningGateway) -> None:
-    """The link is not followed, although it stays beneath its root."""
+@pytest.mark.parametrize("method", ["linked", "piped"])
+def test_a_link_and_a_pipe_are_a_typed_refusal(gateway: RunningGateway, method: str) -> None:
+    """The link is not followed, although it stays beneath its root; the pipe is not waited for."""
     with pytest.raises(Refused) as refused:
-        gateway.omega().invoke(plugin_id("fs.read:corpus"), "linked", "x")
+        gateway.omega().invoke(plugin_id("fs.read:corpus"), method, "x")
 
     assert refused.value.code == RefusalCode.FILE_UNAVAILABLE
     assert tell(gateway, "fs.read:corpus") == "pomme poire"
+
+
+def test_a_plugin_never_reads_other_bytes_than_the_promised_ones(gateway: RunningGateway) -> None:
+    """While somebody rewrites the file again and again, each call has the promised bytes or ends
+    as a mismatch."""
+    other = bytes(len(ARTIFACT))
+    path, over = gateway.home / "artifacts" / "scan-3", threading.Event()
+    path.write_bytes(ARTIFACT)
+
+    def rewrite() -> None:
+        with path.open("r+b", buffering=0) as file:
+            while not over.is_set():
+                for data in (other, ARTIFACT):
+                    file.seek(0)
+                    file.write(data)
+
+    writing = threading.Thread(target=rewrite)
+    writing.start()
+    outcomes = set()
+    try:
+        for _ in range(12):
+            try:
+                outcomes.add(gateway.omega().invoke(
+                    plugin_id("artifact.read"), "tell", reference(name="scan-3")).text)
+            except Refused as refused:
+                outcomes.add(str(refused.code))
+    finally:
+        over.set()
+        writing.join()
+
+    right = f"{len(ARTIFACT)} {crc(ARTIFACT)} {ARTIFACT[:4].hex()}"
+    assert outcomes <= {right, "artifact_mismatch"}
+    assert "artifact_mismatch" in outcomes
+    assert gateway.omega().invoke(
+        plugin_id("artifact.read"), "tell", reference(name="scan-3")).text == right
 
 
 def test_the_command_line_makes_the_reference(gateway: RunningGateway) -> None:
