@@ -41,7 +41,8 @@ from tests.escape.runner import RUNNER
 
 JOB, CONTROL, DOMAIN, LEFT_FOLDER, LEFT_DEVICE = 3, 60, 61, 62, 63
 """Descriptors of a rig's zygote; the two that were left open are there to be found."""
-MEMORY_MB, CPU_MS = 256, 50
+MEMORY_MB, CPU_MS, ROUNDS = 256, 50, 6_000_000
+"""The last is how often an endless loop goes round where nothing ends it: longer than `CPU_MS`."""
 PATIENCE_S = 10.0
 """Longest attempt before it counts as hung."""
 UNJAILED = 70
@@ -243,7 +244,7 @@ def main() -> None:
         for one in (named, abstract):
             one.listen(64)
         scope = {"PLACE": place, "PORT": listener.getsockname()[1], "ABSTRACT": label,
-                 "OTHERS": [LEFT_FOLDER, LEFT_DEVICE]}  # fmt: skip
+                 "OTHERS": [LEFT_FOLDER, LEFT_DEVICE], "ROUNDS": ROUNDS}  # fmt: skip
         outcomes = [_outcomes(set(layers), scope, groups) for layers, groups in jobs]
     sys.stdout.buffer.write(marshal.dumps(outcomes))
 

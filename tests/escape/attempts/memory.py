@@ -69,10 +69,10 @@ IPC = [
 ]  # fmt: skip
 
 _bomb = partial(Attempt, "bombs", alone=True)
-_SPIN = "for _ in range(8_000_000):\n    pass\nresult = 'still here'"
+_SPIN = "for _ in range(ROUNDS):\n    pass\nresult = 'still here'"
 
 BOMBS = [
-    _bomb("one_large_object", "result = len(bytearray(1 << 29))", held="limits"),
+    _bomb("one_large_object", "result = len(bytes(1 << 29))", held="limits"),
     _bomb("many_objects", "for _ in range(600):\n"
           "    result = linux.call(9, 0, 1 << 20, 3, 0x22, -1, 0)", held="limits"),
     _bomb("address_space", raw(9, "0", "1 << 36", "3", "0x4022", "-1", "0"), held="limits"),
@@ -81,8 +81,8 @@ BOMBS = [
     _bomb("spin", _SPIN, held="limits", answer="ended", costly=True),
     _bomb("spin_with_signals_blocked", "linux.call(14, 2, Memory(b'\\xff' * 8), 0, 8)\n" + _SPIN,
           held="limits", answer="ended", costly=True),
-    _bomb("spin_in_one_instruction", "result = (3 ** 2_000_000) % 7", held="limits", answer="ended",
-          costly=True),
+    _bomb("spin_in_one_instruction", "result = (3 ** (ROUNDS // 4)) % 7", held="limits",
+          answer="ended", costly=True),
     _bomb("spin_in_a_pattern", "import re; re.match('(a|a)*b', 'a' * 22); result = 1",
           held="limits", answer="ended", costly=True),
     _bomb("forks", "import os\nfor _ in range(8):\n    pid = os.fork() or os._exit(0)\nresult = 8",
