@@ -83,6 +83,9 @@ def _status_tables(report: StatusReport) -> list[Table]:
         ("trust root", f"version {report.trust_version}"),
         ("policy", report.policy_sha256),
         *(("degraded", reason) for reason in report.degraded),
+        *(("breaker", f"{one.plugin} {one.method} is {one.state.replace('_', ' ')}"
+           + (f" for another {one.retry_after_ms} ms" if one.retry_after_ms else ""))
+          for one in report.breakers),
     ]
     workers = [
         (one.plugin, one.version, one.state, one.in_flight, one.calls, one.pid)
