@@ -82,8 +82,14 @@ class Administration:
         self._end_revoked = end_revoked
 
     def handle(self, origin: Origin, request: FromOmega | FromAdmin) -> None:
-        """Answer one request whose sender's role has been checked."""
-        if isinstance(request, RegisterPlugin):
+        """Answer one request whose sender's role has been checked.
+
+        Where room is short, only what adds something is refused: taking away goes on.
+        """
+        adds = isinstance(request, RegisterPlugin | EnablePlugin | Grant)
+        if adds and RefusalCode.LOW_SPACE in self._state.degraded:
+            self._state.refuse(origin, request.request_id, RefusalCode.LOW_SPACE)
+        elif isinstance(request, RegisterPlugin):
             self._register(origin, request)
         elif isinstance(request, ValidateBundle):
             validated = self._validate(request.bundle)

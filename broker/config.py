@@ -90,10 +90,15 @@ class WorkersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LedgerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the ledger is kept. An empty `anchor` means the home's own anchor directory."""
+    """How the ledger is kept. An empty `anchor` means the home's own anchor directory.
+
+    Below `low_space_bytes` of free room new requests are refused; 0 means two segments or 5 % of
+    the volume, whichever is more.
+    """
 
     durability: Durability = "power"
     anchor: Annotated[str, Meta(max_length=4096)] = ""
+    low_space_bytes: Annotated[int, Meta(ge=0, le=2**53 - 1)] = 0
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

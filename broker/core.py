@@ -32,6 +32,7 @@ from schemas.events import (
     Event,
     EventFields,
     FrameIn,
+    GatewayDegraded,
     InvokeAccept,
     InvokeEnd,
     InvokeRefuse,
@@ -404,7 +405,15 @@ class Core:
                          receipt=True)
         return state.take()
 
-    # --- settings, and stopping ---
+    # --- room, settings, and stopping ---
+
+    def space(self, now: int, *, low: bool) -> list[Effect]:
+        """The ledger's volume has little room left, or enough again: what is new is refused."""
+        state = self._at(now)
+        if low != (RefusalCode.LOW_SPACE in state.degraded):
+            state.degraded ^= {RefusalCode.LOW_SPACE}
+            state.append(GatewayDegraded(degraded=low, reason=RefusalCode.LOW_SPACE))
+        return state.take()
 
     def reload(self, settings: Settings, now: int) -> list[Effect]:
         """Go on under other settings; every fixed section must be the same."""

@@ -183,6 +183,8 @@ class Gateway:
         state = self._core.state
         state.wall_us = self._clock.wall_us()
         state.ledger_size = self._ledger.size
+        low = self._ledger.space_low()
+        self.perform(self._core.space(self._clock.tick(), low=low))
         for arrival in arrivals:
             self.perform(self._decide(arrival, self._clock.tick()))
         now = self._clock.tick()

@@ -180,10 +180,10 @@ class Invocations:
         state = self._state
         if (state.gateway, "accept") not in GATEWAY:
             return Misfit(RefusalCode.DRAINING, "")
+        if RefusalCode.LOW_SPACE in state.degraded:
+            return Misfit(RefusalCode.LOW_SPACE, "")
         if len(state.calls) >= state.config.limits.in_flight_max:
-            return Misfit(
-                RefusalCode.IN_FLIGHT_LIMIT, f"{len(state.calls)} calls are in flight"
-            )
+            return Misfit(RefusalCode.IN_FLIGHT_LIMIT, f"{len(state.calls)} calls are in flight")
         return None
 
     def crowded(self, plugin: str) -> bool:
@@ -201,7 +201,7 @@ class Invocations:
         retry_after_ms = misfit.retry_after_ms
         if misfit.code in (RefusalCode.IN_FLIGHT_LIMIT, RefusalCode.DRAINING):
             retry_after_ms = state.config.times.backoff_ms_min
-        if misfit.code is RefusalCode.WORKER_CRASH_LOOP:
+        if misfit.code in (RefusalCode.WORKER_CRASH_LOOP, RefusalCode.LOW_SPACE):
             retry_after_ms = state.config.times.backoff_ms_max
         where = printable(misfit.where)
         state.append(

@@ -175,6 +175,7 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
             home.ledger, home.anchor, log_id=home.config.log_id,
             signing_key=SigningKey(bytes.fromhex(home.keys.ledger.secret)),
             durability=home.config.ledger.durability, now=clock.both,
+            low_space_bytes=home.config.ledger.low_space_bytes,
         )
         stack.callback(ledger.close)
         watchdog = FlushWatchdog(

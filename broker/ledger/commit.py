@@ -48,6 +48,7 @@ from broker.ledger.segments import (
     read_line,
     segment_path,
 )
+from broker.ledger.space import Space, release_ballast
 from broker.ledger.volume import Volume
 from schemas.events import (
     LINE_BYTES_MAX,
@@ -86,7 +87,7 @@ class Ledger:
 
     def __init__(
         self, place: Place, opened: Opened, durability: Durability, now: Now,
-        monotonic_us: Callable[[], int], stack: contextlib.ExitStack,
+        monotonic_us: Callable[[], int], space: Space, stack: contextlib.ExitStack,
     ) -> None:
         """Go on where the opened files end; `open` is what to call."""
         self.log_id = place.key.name
@@ -98,6 +99,7 @@ class Ledger:
         self._durability = durability
         self._now = now
         self._monotonic_us = monotonic_us
+        self._space = space
         self._stack = stack
         self._failure: str | None = None
         self._lines: list[bytes] = []
@@ -117,6 +119,7 @@ class Ledger:
         cls, directory: str, anchor_directory: str, *, log_id: str,
         signing_key: nacl.signing.SigningKey, durability: Durability, now: Now,
         volume: Volume | None = None, monotonic_us: Callable[[], int] = _monotonic_us,
+        low_space_bytes: int = 0,
     ) -> Ledger:
         """Lock, check and open a ledger directory, or begin one where there is none.
 
@@ -129,6 +132,8 @@ class Ledger:
             now: the clock of the events' times.
             volume: the system calls; the kernel's unless a test says otherwise.
             monotonic_us: read as each flush begins, for the watchdog; `now` may be read seldom.
+            low_space_bytes: from how little room on `space_low` says so; 0 means two segments or
+                5 % of the volume, whichever is more.
 
         Raises:
             LedgerRefused: one of its kinds; the evidence is as it was found.
@@ -137,10 +142,14 @@ class Ledger:
         place = Place(volume or Volume(), directory, anchor_directory, key, signing_key)
         files = contextlib.ExitStack()
         try:
-            ledger = cls(place, open_directory(place, files), durability, now, monotonic_us, files)
+            opened = open_directory(place, files)
+            space = Space(directory, low_space_bytes)
+            ledger = cls(place, opened, durability, now, monotonic_us, space, files)
             ledger.checkpoint()
         except (OSError, LedgerFailure) as error:
             files.close()
+            if isinstance(error, OSError):
+                release_ballast(directory, error)
             raise LedgerUnwritable(f"{directory}: {error}") from error
         except BaseException:
             files.close()
@@ -217,10 +226,21 @@ class Ledger:
             yield
         except OSError as error:
             self._failure = f"the {what} failed: {error}"
+            # The next start needs room for its own events.
+            release_ballast(self._directory, error)
             raise LedgerFailure(self._failure) from error
         finally:
             self.flush_started_mono_us = None
         self._failure = None
+
+    def space_low(self) -> bool:
+        """Say whether so little room is left that nothing new should be begun.
+
+        Raises:
+            LedgerFailure: the volume cannot be asked; the ledger is latched.
+        """
+        with self._latch("look at the volume"):
+            return self._space.low(self._now()[1])
 
     @property
     def roll_due(self) -> bool:

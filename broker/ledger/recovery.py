@@ -34,6 +34,7 @@ from broker.ledger.segments import (
     scan_all,
     segment_path,
 )
+from broker.ledger.space import prepare_ballast
 from broker.ledger.tiles import Tiles
 from broker.ledger.volume import Volume, make_directory, sync_directory, write_all
 from schemas.events import GENESIS_HASH, LedgerRecovery
@@ -69,6 +70,7 @@ def open_directory(place: Place, stack: contextlib.ExitStack) -> Opened:
     for path in (directory, place.anchor_directory):
         make_directory(volume, path)
         _lock(volume, f"{path}/LOCK", stack)
+    prepare_ballast(volume, directory)
     for folder in _FOLDERS:
         make_directory(volume, f"{directory}/{folder}")
     found = find(place)

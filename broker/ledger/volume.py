@@ -42,6 +42,10 @@ class Volume:
         """Make a file or directory durable; see fsync(2)."""
         os.fsync(descriptor)
 
+    def fallocate(self, descriptor: int, length: int) -> None:
+        """Take a file's bytes from the volume now; see posix_fallocate(3)."""
+        os.posix_fallocate(descriptor, 0, length)
+
     def ftruncate(self, descriptor: int, length: int) -> None:
         """Cut a file; see ftruncate(2)."""
         os.ftruncate(descriptor, length)

@@ -34,7 +34,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "tiles" not in path.parts and path.name not in ("LOCK", "checkpoint")
+        if path.is_file() and "tiles" not in path.parts
+        and path.name not in ("LOCK", "checkpoint", "ballast")
     }
 
 

@@ -108,6 +108,7 @@ class Stage:
             "fail": self.fail, "exit": self.exit,
             "progress": self.progress, "bye": self.bye, "garbage": self.garbage,
             "request": self.request, "hang-up": self.hang_up, "terminate": self.terminate,
+            "room": self.room,
         }
 
     def begin(self) -> None:
@@ -350,6 +351,10 @@ class Stage:
         """The operator's shell sends SIGTERM."""
         self.signals.waiting += 1
         return Readable(SIGNALS_FD)
+
+    def room(self, word: str) -> None:
+        """The ledger's volume becomes `short` of room, or has `enough` again."""
+        self.ledger.low = word == "short"
 
     # --- what workers do ---
 

@@ -13,6 +13,7 @@ from schemas.events import (
     Event,
     FrameIn,
     FrameOut,
+    GatewayDegraded,
     GrantChange,
     InvokeAccept,
     InvokeEnd,
@@ -94,6 +95,7 @@ class Checks:
     outputs: dict[tuple[str, str, str], str | None] = field(default_factory=dict)
     struck_us: dict[tuple[str, str], int] = field(default_factory=dict)
     resting: dict[tuple[str, str], int] = field(default_factory=dict)
+    low: bool = False
 
     def take(self, event: Event) -> None:
         """Hold one event against everything before it."""
@@ -141,6 +143,11 @@ class Checks:
 
     def _registry(self, event: Event) -> None:
         fields = event.fields
+        if isinstance(fields, GatewayDegraded):
+            require(fields.degraded != self.low, "said twice that room is short, or is not")
+            self.low = fields.degraded
+        elif isinstance(fields, PluginRegister | PluginEnable):
+            require(not self.low, "something was added where room is short")
         if isinstance(fields, OPERATOR_EVENTS):
             require(self.roles.get(fields.actor) == "operator",
                     f"{fields.EVENT_TYPE} by {self.roles.get(fields.actor)}")
@@ -180,6 +187,7 @@ class Checks:
         require(fields.request_id not in self.open and fields.request_id not in self.ended,
                 "a request id was accepted twice")
         require(self.enabled.get(fields.plugin) == fields.version, "accepted what is not enabled")
+        require(not self.low or fields.pipeline is not None, "accepted where room is short")
         self.open[fields.request_id] = _Open(
             fields.plugin, fields.version, fields.method, fields.input_fingerprint
         )
@@ -345,6 +353,7 @@ class Checks:
         """A new process begins: no worker survives."""
         for worker in self.workers.values():
             worker.gone = True
+        self.low = False
         self.struck_us.clear()
         self.answers_due.clear()
         self.pipelines.clear()

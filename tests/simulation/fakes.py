@@ -81,6 +81,7 @@ class FakeLedger:
     commits: int = 0
     fail_at: int | None = None
     failed: bool = False
+    low: bool = False
     log_id: str = "omega-gateway/development/0123456789abcdef"
     head: str = "head"
     verifier_key: str = "key"
@@ -123,6 +124,10 @@ class FakeLedger:
             self.failed = True
             raise LedgerFailure("fdatasync", "the volume failed")
         self.durable = len(self.events)
+
+    def space_low(self) -> bool:
+        """Say what the world decided about the volume."""
+        return self.low
 
     @property
     def roll_due(self) -> bool:

@@ -277,6 +277,8 @@ class World(Clients):
     def step(self) -> None:
         """Let one to three things happen, then let the gateway take a turn."""
         dice = self.random.random()
+        if dice > 0.8:
+            self.ledger.low = False
         if dice < 0.01:
             self.ledger.fail_at = self.ledger.commits + self.random.randint(1, 3)
         elif dice < 0.015:
@@ -288,6 +290,8 @@ class World(Clients):
         elif dice < 0.021:
             self.signals.settings = self.settings()
             self.turn([Readable(SIGNALS_FD)])
+        elif dice < 0.024:
+            self.ledger.low = True
         elif dice < 0.03:
             self.clock.wall += self.random.randint(-3600, 3600) * 1_000_000
         self.clock.mono += self.random.choice((10, 500, 3_000, 10_000, 60_000))
