@@ -15,6 +15,11 @@ from __future__ import annotations
 from sandbox_worker.jail import linux
 from schemas.remedies import OUTER
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # Never true when running: the zygote stays lean.
+    from sandbox_worker.jail.linux import Prepared
+
 _POOL_BYTES = 1 << 14
 """What CPython's allocator divides into blocks of one size; it begins with a header."""
 _FIRST_BLOCK = 48
@@ -27,6 +32,8 @@ _BLOCKS_MAX = 20_000
 _PAGE_BYTES = 4096
 _PRESENT_BIT = 63
 _GUARD_INSTALL, _GUARD_REMOVE = 102, 103
+_READ_WRITE, _PRIVATE_ANONYMOUS = 3, 0x22
+_ROUNDS = 64
 
 
 def fill_holes() -> list[object]:
@@ -56,17 +63,34 @@ def share_code() -> None:
     """
     with open("/proc/self/maps", encoding="utf-8") as file:
         mappings = [line.split() for line in file]
+    # What runs while the guard stands must not lie behind it. So it runs before, often enough to
+    # be rewritten by the interpreter, on a page of nobody's; only then is a page of code chosen.
+    rehearsed = linux.call(linux.MMAP, 0, _PAGE_BYTES, _READ_WRITE, _PRIVATE_ANONYMOUS, -1, 0)
+    steps = _steps(rehearsed)
+    for _ in range(_ROUNDS):
+        _pass_guard(*steps)
     for span, rights, *_, name in mappings:
         if rights != "r-xp" or not name.startswith("/"):
             continue
         start, end = (int(word, 16) for word in span.split("-"))
         page = _untouched(start, end)
-        if page and _advise(page, _GUARD_INSTALL):
-            linux.expect("program code", _advise(page, _GUARD_REMOVE), OUTER)
+        if page:
+            steps = _steps(page)
+            linux.expect("program code", _pass_guard(*steps), OUTER)
 
 
-def _advise(page: int, advice: int) -> bool:
-    return linux.quick(*linux.prepared(linux.MADVISE, page, _PAGE_BYTES, advice)) == 0
+def _steps(page: int) -> tuple[Prepared, Prepared]:
+    """To put a guard on a page, and to take it away."""
+    install, remove = (
+        linux.prepared(linux.MADVISE, page, _PAGE_BYTES, advice)
+        for advice in (_GUARD_INSTALL, _GUARD_REMOVE)
+    )
+    return install, remove
+
+
+def _pass_guard(install: Prepared, remove: Prepared) -> bool:
+    """Whether the guard is gone, also where the kernel knows none."""
+    return linux.quick(*install) < 0 or linux.quick(*remove) == 0
 
 
 def _untouched(start: int, end: int) -> int:

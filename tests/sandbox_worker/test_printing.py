@@ -60,7 +60,11 @@ class Author:
         )
         self.worker = Worker(folder, bundle, limits=limits, stderr=write)
         os.close(write)
-        self.worker.ready()
+        try:
+            self.worker.ready()
+        except AssertionError:
+            self.worker.close()
+            raise
         self._reader = threading.Thread(target=self._follow)
         if reads:
             self._reader.start()
