@@ -49,7 +49,9 @@ class Faults(NamedTuple):
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """A worker whose plugin imports nothing, after its first calls."""
     methods = {"main": Method(PayloadSpec("json"), PayloadSpec("json"))}
-    with worker(tmp_path_factory.mktemp("costs"), ECHO, methods=methods) as running:
+    # A pool of one neither grows nor shrinks: there is one process for each call.
+    folder = tmp_path_factory.mktemp("costs")
+    with worker(folder, ECHO, methods=methods, pool_size=1) as running:
         _call(running, WARM_CALLS)
         yield running
 
