@@ -29,7 +29,8 @@ from sandbox_worker.link import Link
 from sandbox_worker.packages import PackagesChangedError
 from sandbox_worker.probes import PROBES
 from sandbox_worker.replies import Probed
-from sandbox_worker.supervisor import Slot, Supervisor, WorkerEndedError, monotonic
+from sandbox_worker.slot import Slot
+from sandbox_worker.supervisor import Supervisor, WorkerEndedError, monotonic
 from schemas.launch import LAUNCH_BYTES_MAX, LaunchDocument
 from schemas.messages import (
     Abort,

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _POOL_BYTES = 1 << 14
 """What CPython's allocator divides into blocks of one size; it begins with a header."""
 _FIRST_BLOCK = 48
-_BLOCK_BYTES_MAX, _BLOCK_STEP = 512, 16
+_BLOCK_BYTES_MAX, _BLOCK_STEP = 208, 16
+"""Larger blocks are rare in a call, and a page for each size would cost more than it saves."""
+
 _BYTES_OVERHEAD = 33
 """What an object of type bytes takes beside its content."""
 _BLOCKS_MAX = 20_000
@@ -31,9 +33,11 @@ _BLOCKS_MAX = 20_000
 
 _PAGE_BYTES = 4096
 _PRESENT_BIT = 63
-_GUARD_INSTALL, _GUARD_REMOVE = 102, 103
+_DONT_NEED, _GUARD_INSTALL, _GUARD_REMOVE = 4, 102, 103
 _READ_WRITE, _PRIVATE_ANONYMOUS = 3, 0x22
 _ROUNDS = 64
+_code: list[tuple[int, int]] = []
+"""Start and size in bytes of each mapping of program code."""
 
 
 def fill_holes() -> list[object]:
@@ -73,10 +77,17 @@ def share_code() -> None:
         if rights != "r-xp" or not name.startswith("/"):
             continue
         start, end = (int(word, 16) for word in span.split("-"))
+        _code.append((start, end - start))
         page = _untouched(start, end)
         if page:
             steps = _steps(page)
             linux.expect("program code", _pass_guard(*steps), OUTER)
+
+
+def forget_code() -> None:
+    """Forget which pages of code were in use: forks copy what is used from now on."""
+    for start, size in _code:
+        linux.quick(*linux.prepared(linux.MADVISE, start, size, _DONT_NEED))
 
 
 def _steps(page: int) -> tuple[Prepared, Prepared]:

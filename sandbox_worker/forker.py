@@ -9,6 +9,7 @@ trusted, its children are not, and nothing of theirs passes through it.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import hashlib
@@ -97,7 +98,7 @@ class Forker:
 
     def fork(
         self, numbers: list[int], *, rehearse: bool = False, handed: Sequence[int] = ()
-    ) -> list[socket.socket]:
+    ) -> list[_socket.socket]:
         """Ask for call processes; each gets one end of a socket whose other end is returned.
 
         Args:
@@ -107,14 +108,17 @@ class Forker:
         """
         ours, theirs = [], []
         for _ in numbers:
-            mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            # The plain kind: nothing is asked of it that the other adds, at three system calls.
+            mine, its = _socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             # The kernel names the writer only to a socket that asked before it wrote.
             mine.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             ours.append(mine)
             theirs.append(its)
         kind = forks.REHEARSE if rehearse else forks.FORK
         message = struct.pack(f"=Q{len(numbers)}Q", kind, *numbers)
-        socket.send_fds(self.control, [message], [*(one.fileno() for one in theirs), *handed])
+        given = [*(one.fileno() for one in theirs), *handed]
+        rights = struct.pack(f"={len(given)}i", *given)
+        self.control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         for its in theirs:
             its.close()
         return ours
@@ -417,7 +421,7 @@ def _rehearse_one(
     """Wait status and last frame of one call process, and how many filters it had."""
     (job,) = forker.fork([number], rehearse=True, handed=handed)
     filters = 0
-    with job:
+    with contextlib.closing(job):
         job.settimeout(max(0.1, deadline - time.monotonic()))
         frame, pid = _frame(job)
         if frame == ["rehearsed"]:
@@ -437,7 +441,7 @@ def _rehearse_one(
     return ending.status, frame, filters
 
 
-def _frame(job: socket.socket) -> tuple[object, int]:
+def _frame(job: _socket.socket) -> tuple[object, int]:
     """One frame of a rehearsed call process, and its pid outside; None at end of file."""
     data, ancillary, _, _ = job.recvmsg(4, socket.CMSG_SPACE(_CREDENTIALS.size))
     if len(data) < 4:

@@ -74,6 +74,7 @@ def serve(setup: Setup, code: CodeType, printer: Printer | None) -> NoReturn:
         for count, strict_filter in setup["strict_filters"].items()
     }  # fmt: skip
     method.import_quickly()
+    compact.forget_code()
     call.warm_up()
     plugin = _plugin(setup, code, printer)
     for name in _HIDDEN:

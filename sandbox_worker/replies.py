@@ -106,26 +106,35 @@ class Inbox:
         Raises:
             ReplyError: too many bytes, or bytes that are no frame.
         """
-        self._data += data
         self._total += len(data)
         if self._total > self._bytes_max + TALK_BYTES_MAX:
             raise ReplyError("output_limit_exceeded", self._total)
+        # Nearly always a frame comes whole, and is read where it lies.
+        source: bytes | memoryview | bytearray = data
+        if self._data:
+            self._data += data
+            source = self._data
+        at, end = 0, len(source)
         frames = []
-        while len(self._data) >= 4:
-            size = int.from_bytes(self._data[:4], "big")
+        while end - at >= 4:
+            size = int.from_bytes(source[at : at + 4], "big")
             if size > self._bytes_max:
                 raise ReplyError("output_limit_exceeded", size)
-            if len(self._data) < 4 + size:
+            if end - at < 4 + size:
                 break
-            frames.append(_decode(bytes(self._data[4 : 4 + size])))
-            del self._data[: 4 + size]
+            frames.append(_decode(source[at + 4 : at + 4 + size]))
+            at += 4 + size
             if isinstance(frames[-1], (Answered, Failed, Probed)):
                 # One answer to one job; whatever follows is not read.
                 break
+        if source is data:
+            self._data += data[at:]
+        else:
+            del self._data[:at]
         return frames
 
 
-def _decode(body: bytes) -> Frame:
+def _decode(body: bytes | memoryview | bytearray) -> Frame:
     try:
         return _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

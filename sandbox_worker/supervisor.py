@@ -13,13 +13,11 @@ the broker.
 
 from __future__ import annotations
 
-import contextlib
 import marshal
 import select
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -43,6 +41,7 @@ from sandbox_worker.replies import (
     output_bytes,
     printable,
 )
+from sandbox_worker.slot import NOTHING, Slot
 from sandbox_worker.terminal import Terminal
 from sandbox_worker.verdicts import Verdict, exit_code, fault, verdict
 from sandbox_worker.warm import Warm
@@ -90,30 +89,6 @@ class WorkerEndedError(Exception):
         self.detail = detail
 
 
-@dataclass(eq=False)
-class Slot:
-    """One call process, idle until it is given an order."""
-
-    number: int
-    job: socket.socket
-    order: Run | Probe | None = None
-    probes: list[str] = field(default_factory=list)
-    deadline: float = float("inf")
-    deadline_code: FailureCode = "deadline_exceeded"
-    allowed_ms: int = 0
-    started: float = 0.0
-    inbox: Inbox = field(default_factory=lambda: Inbox(0))
-    outbox: memoryview = field(default_factory=lambda: memoryview(b""))
-    reply: Answered | Failed | Probed | None = None
-    ended_by: FailureCode | None = None
-    used: int | None = None
-    allowed: int | None = None
-    killed: bool = False
-    reaped: bool = False
-    writer: int = 0
-    told_at: float = float("-inf")
-
-
 class Supervisor:
     """All call processes of one worker.
 
@@ -155,8 +130,9 @@ class Supervisor:
         self._by_call: dict[int, Slot] = {}
         self._by_descriptor: dict[int, Slot] = {}
         self._probing = 0
-        self._unforked: list[tuple[Probe, list[str]]] = []
+        self._unforked: list[tuple[Probe, Sequence[str]]] = []
         self._fork_again = 0.0
+        self._soonest = float("inf")
         self._fault: int | None = None
         self.on_probe_end: Callable[[Slot, Exit], object] = lambda _slot, _exit: None
         self.draining = False
@@ -189,7 +165,6 @@ class Supervisor:
             count -= len(batch)
             jobs = self._forker.fork(list(batch), handed=handed)
             for number, job in zip(batch, jobs, strict=True):
-                job.settimeout(0)
                 slots.append(Slot(number, job))
         self._slots.update((slot.number, slot) for slot in slots)
         return slots
@@ -228,7 +203,7 @@ class Supervisor:
         order, job = handing.order, (*handing.job, handing.handed)
         self._assign(slot, order, order.call, job, handing.arrived)
 
-    def probe(self, order: Probe, names: list[str], now: float) -> None:
+    def probe(self, order: Probe, names: Sequence[str], now: float) -> None:
         """Run probes in a call process of the pool; `on_probe_end` hears of its end."""
         slot = self._take()
         slot.allowed_ms, slot.probes = PROBE_MS, names
@@ -264,6 +239,7 @@ class Supervisor:
     ) -> None:
         slot.order, slot.started = order, now
         slot.deadline = now + slot.allowed_ms / 1000
+        self._soonest = min(self._soonest, slot.deadline)
         slot.inbox = Inbox(self._output_bytes_max(order))
         self._by_call[key] = slot
         self._by_descriptor[slot.job.fileno()] = slot
@@ -296,18 +272,17 @@ class Supervisor:
         """When `expire` or the desk has something to do, on the monotonic clock."""
         if self.desk.waiting:
             return 0.0
-        soonest = min((slot.deadline for slot in self._by_call.values()), default=float("inf"))
-        return min(soonest, self._warm.due, self._fork_again or soonest)
+        return min(self._soonest, self._warm.due, self._fork_again or self._soonest)
 
     def expire(self, now: float) -> None:
         """Kill what is past its deadline, and try again what could not be forked."""
-        for slot in list(self._by_call.values()):
-            if slot.deadline <= now:
-                if slot.killed:
-                    raise WorkerEndedError("recycle_killed", "a call outlived its own end")
-                if slot.reply is None:
-                    slot.used, slot.allowed = _ms(now - slot.started), slot.allowed_ms
-                self._kill(slot, slot.deadline_code if slot.reply is None else None)
+        if self._soonest <= now:
+            # It may have been that of a call that has ended; then there is a later one now.
+            self._soonest = float("inf")
+            for slot in list(self._by_call.values()):
+                if slot.deadline <= now:
+                    self._expire(slot, now)
+                self._soonest = min(self._soonest, slot.deadline)
         if self._fork_again and self._fork_again <= now:
             self._fork_again = 0.0
             waiting, self._unforked = self._unforked, []
@@ -318,19 +293,28 @@ class Supervisor:
             self._warm.settle(len(self._idle), now)
             self._dismiss(len(self._idle) - self._warm.target)
 
+    def _expire(self, slot: Slot, now: float) -> None:
+        if slot.killed:
+            raise WorkerEndedError("recycle_killed", "a call outlived its own end")
+        if slot.reply is None:
+            slot.used, slot.allowed = _ms(now - slot.started), slot.allowed_ms
+        self._kill(slot, slot.deadline_code if slot.reply is None else None)
+
     def _push(self, slot: Slot) -> None:
         """Write what the socket takes of the job."""
+        waited = slot.waiting
         try:
             while slot.outbox:
-                slot.outbox = slot.outbox[slot.job.send(slot.outbox) :]
+                slot.outbox = slot.outbox[slot.job.send(slot.outbox, socket.MSG_DONTWAIT) :]
+            slot.waiting = False
         except BlockingIOError:
-            self.poll.modify(slot.job.fileno(), select.EPOLLIN | select.EPOLLOUT)
-            return
+            slot.waiting = True
         except ConnectionError:
             # It ended before it read its job; the exit report says how.
-            slot.outbox = memoryview(b"")
-        with contextlib.suppress(FileNotFoundError):
-            self.poll.modify(slot.job.fileno(), select.EPOLLIN)
+            slot.outbox, slot.waiting = NOTHING, False
+        if slot.waiting != waited:
+            wanted = select.EPOLLIN | (select.EPOLLOUT if slot.waiting else 0)
+            self.poll.modify(slot.job.fileno(), wanted)
 
     def _pull(self, slot: Slot, now: float) -> bool:
         """Read what there is; whether there may be more."""
@@ -379,6 +363,7 @@ class Supervisor:
         assert isinstance(frame, (Answered, Failed, Probed))
         slot.reply = frame
         slot.deadline = min(slot.deadline, now + LINGER_S)
+        self._soonest = min(self._soonest, slot.deadline)
         return True
 
     def _settle(self, slot: Slot, now: float) -> None:
@@ -387,8 +372,7 @@ class Supervisor:
         if used is None or slot.killed:
             return
         del self._slots[slot.number]
-        self._forget_descriptor(slot)
-        slot.job.close()
+        self._close(slot)
         self._end(slot, Exit(slot.number, 0, *used), now)
 
     def _kill(self, slot: Slot, code: FailureCode | None) -> None:
@@ -396,15 +380,16 @@ class Supervisor:
         if slot.killed:
             return
         slot.killed, slot.ended_by, slot.deadline = True, code, monotonic() + KILL_S
+        self._soonest = min(self._soonest, slot.deadline)
         self._forker.kill(slot.number)
 
     def _reap(self, now: float) -> None:
-        """Take everything that the zygote reports by now."""
-        while endings := self._forker.ended():
-            for ending in endings:
-                self._ended(ending, now)
+        """Take one report of the zygote's; the next one makes its socket readable again."""
+        endings = self._forker.ended()
         if endings is None:
             raise WorkerEndedError("recycle_killed", "the zygote ended")
+        for ending in endings:
+            self._ended(ending, now)
         self.fill(now)
 
     def _ended(self, ending: Exit | ForkFailure, now: float) -> None:
@@ -427,12 +412,16 @@ class Supervisor:
             while self._pull(slot, now):
                 pass
             self._end(slot, ending, now)
-        self._forget_descriptor(slot)
-        slot.job.close()
+        self._close(slot)
 
     def _forget_descriptor(self, slot: Slot) -> None:
         if self._by_descriptor.pop(slot.job.fileno(), None) is not None:
             self.poll.unregister(slot.job.fileno())
+
+    def _close(self, slot: Slot) -> None:
+        """Close the job socket, which nobody else holds: epoll forgets it by itself."""
+        self._by_descriptor.pop(slot.job.fileno(), None)
+        slot.job.close()
 
     def _end(self, slot: Slot, ending: Exit | ForkFailure, now: float) -> None:
         """Report the one end of a call."""

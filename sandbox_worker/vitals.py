@@ -13,6 +13,7 @@ Source: unix(7), clock_getcpuclockid(3), proc_pid_status(5).
 
 from __future__ import annotations
 
+import _socket
 import os
 import signal
 import socket
@@ -27,8 +28,8 @@ _STATUS_BYTES = 4096
 _WIDEST, _LARGEST = b"VmPeak:", b"VmHWM:"
 
 
-def receive(job: socket.socket, buffer: bytearray) -> tuple[int, int]:
-    """Read what there is from a socket with SO_PASSCRED.
+def receive(job: _socket.socket, buffer: bytearray) -> tuple[int, int]:
+    """Read what there is by now from a socket with SO_PASSCRED.
 
     Returns:
         How many bytes now lie in `buffer`, and the pid of their writer; 0 where there is none.
@@ -36,7 +37,7 @@ def receive(job: socket.socket, buffer: bytearray) -> tuple[int, int]:
     Raises:
         OSError: BlockingIOError when there is nothing, ConnectionError when there never will be.
     """
-    size, ancillary, _, _ = job.recvmsg_into([buffer], _SPACE)
+    size, ancillary, _, _ = job.recvmsg_into([buffer], _SPACE, socket.MSG_DONTWAIT)
     return size, int.from_bytes(ancillary[0][2][:4], "little") if ancillary else 0
 
 
