@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+
+from broker.authoring.telling import tell_problems
 
 if TYPE_CHECKING:
     from broker.trust.errors import TrustRefused
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from schemas.names import Domain
     from schemas.trust import TrustRoot
 
-EXIT_FAILURE, EXIT_INVALID, EXIT_TRUST = 1, 5, 6
+EXIT_FAILURE, EXIT_INVALID = 1, 5
 
 _DOMAIN = click.Choice(["development", "production"])
 _FILE = click.Path(exists=True, dir_okay=False)
@@ -29,7 +31,7 @@ _FOLDER = click.Path(exists=True, file_okay=False)
 
 
 @click.command()
-@click.argument("directory", type=_FOLDER)
+@click.argument("directory", type=_FOLDER, default=".")
 @click.option("-o", "--output", metavar="FILE", help="Where to write; else NAME-VERSION beside it.")
 @click.option("--domain", type=_DOMAIN, default="development", show_default=True,
               help="The domain it may be registered in; part of the signed bytes.")
@@ -115,7 +117,7 @@ def verify(file: str, trust_root: str | None, public_key: tuple[str, ...], home:
 
 
 @click.command()
-@click.argument("directory", type=_FOLDER)
+@click.argument("directory", type=_FOLDER, default=".")
 def check(directory: str) -> None:
     """Say everything that is wrong with a plugin, and change nothing.
 
@@ -196,22 +198,9 @@ def _write(path: str, data: bytes) -> None:
         _end(EXIT_FAILURE, f"{path}: {error.strerror}")
 
 
-def _end_with(problems: Iterable[Problem] | Sequence[Problem]) -> NoReturn:
+def _end_with(problems: Iterable[Problem]) -> NoReturn:
     """Print every problem and end: 6 when it is about signatures or trust, else 5."""
-    from schemas.refusals import RefusalCode
-
-    trust = {
-        RefusalCode.SIGNATURE_INVALID, RefusalCode.SIGNATURE_THRESHOLD,
-        RefusalCode.DOMAIN_MISMATCH, RefusalCode.PUBLISHER_UNKNOWN,
-        RefusalCode.PUBLISHER_NOT_ALLOWED, RefusalCode.TRUST_INVALID,
-    }
-    codes = set()
-    for problem in problems:
-        codes.add(problem.code)
-        expected = f", expected {problem.expected}" if problem.expected else ""
-        click.echo(f"{problem.code.value} at {problem.where or 'the file'}: "
-                   f"found {problem.found}{expected}\n  {problem.remedy}", err=True)
-    raise SystemExit(EXIT_TRUST if codes & trust else EXIT_INVALID)
+    raise SystemExit(tell_problems(problems))
 
 
 def _end_refused(refused: TrustRefused) -> NoReturn:

@@ -2,7 +2,7 @@
 
 Rules this file keeps: names and one-line helps stand in one table, so `--help` imports nothing but
 click; a command's module is imported when the command runs. It leaves what commands do to
-`broker.authoring.commands`.
+`broker.authoring.commands`, `starting` and `trying`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,21 @@ from typing import Final
 import click
 
 COMMANDS: Final[dict[str, str]] = {
+    "call": "Call one method in the real sandbox, and show what it used of its limits.",
     "check": "Say everything that is wrong with a plugin, and change nothing.",
+    "dev": "Serve a plugin on a gateway of its own, and swap it after every save.",
     "explain": "Explain a refusal code, or a class of what the sandbox denied.",
+    "new": "Make a plugin's folder that passes its own test.",
     "pack": "Pack a plugin's folder into an unsigned bundle; same sources, same bytes.",
     "sign": "Add a signature to a bundle.",
+    "test": "Run a plugin's tests with pytest, those in the real sandbox too.",
     "verify": "Verify a bundle's signatures, files and manifest.",
 }
+MODULES: Final[dict[str, str]] = {
+    "call": "broker.authoring.trying", "dev": "broker.authoring.trying",
+    "new": "broker.authoring.starting", "test": "broker.authoring.starting",
+}
+"""Where a command is; those that are not named are in `broker.authoring.commands`."""
 
 
 class _Table(click.Group):
@@ -30,7 +39,7 @@ class _Table(click.Group):
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module("broker.authoring.commands")
+        module = importlib.import_module(MODULES.get(cmd_name, "broker.authoring.commands"))
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         return command
@@ -42,7 +51,11 @@ class _Table(click.Group):
 
 @click.command(cls=_Table, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Make, check, pack and sign plugins for the OMEGA plugin gateway."""
+    """Make, try, check, test, pack and sign plugins for the OMEGA plugin gateway.
+
+    Data goes to stdout, all else to stderr. Exit codes are those of omega-gateway: 0 ok, 1 failure,
+    2 usage, 3 timeout, 5 invalid manifest or machine, 6 signature or trust.
+    """
 
 
 if __name__ == "__main__":

@@ -162,6 +162,13 @@ def read_folder(directory: str) -> Folder:
     return Folder(source, description, files, schemas)
 
 
+def own_environment() -> dict[str, str]:
+    """Give the environment in which another Python finds the modules that this one runs."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(broker.__file__)))
+    search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
+
+
 def _mistake(where: str, found: str, expected: str, remedy: str = "") -> Problem:
     return problem(
         RefusalCode.MANIFEST_INVALID, where, found, expected,
@@ -198,9 +205,7 @@ def _read_file(directory: str, name: str, problems: list[Problem]) -> bytes:
 
 def _describe(path: str, problems: list[Problem]) -> Description:
     """Import the source in a process of its own and read what it declares."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(broker.__file__)))
-    search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search), "PYTHONHASHSEED": "0"}
+    environment = {**own_environment(), "PYTHONHASHSEED": "0"}
     try:
         # -P keeps the author's folder from standing in for a module of ours.
         done = subprocess.run(

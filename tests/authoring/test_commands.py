@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from broker.authoring.main import COMMANDS
+from broker.authoring.main import COMMANDS, MODULES
 from broker.trust.roots import TRUST_FILE, sign_root
 from schemas.denials import DENIALS, denied_hint
 from schemas.refusals import RefusalCode
@@ -151,16 +152,18 @@ def test_explain_says_of_a_denied_class_what_a_refusals_hint_says(folder: Path, 
 
 def test_usage_mistakes_end_with_two(folder: Path):
     """Unknown commands, missing arguments and missing files are usage mistakes."""
-    for arguments in (["sing"], ["sign", "nothing"], ["pack"], ["pack", "nowhere"]):
+    for arguments in (
+        ["sing"], ["sign", "nothing"], ["call"], ["pack", "nowhere"], ["new", "No Name"],
+        ["new", "plugin"],
+    ):
         assert run(*arguments, folder=folder).returncode == 2, arguments
 
 
 def test_the_table_of_commands_is_complete():
     """Every command of the table exists, with the help that the table says."""
-    from broker.authoring import commands
-
     for name, text in COMMANDS.items():
-        command = getattr(commands, name)
+        module = importlib.import_module(MODULES.get(name, "broker.authoring.commands"))
+        command = getattr(module, name)
         assert isinstance(command, click.Command)
         assert (command.help or "").partition("\n")[0] == text
 
