@@ -7,7 +7,8 @@ click; a command's module is imported when the command runs. It leaves what comm
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
+from types import ModuleType
 from typing import Final
 
 import click
@@ -23,9 +24,28 @@ COMMANDS: Final[dict[str, str]] = {
     "test": "Run a plugin's tests with pytest, those in the real sandbox too.",
     "verify": "Verify a bundle's signatures, files and manifest.",
 }
-MODULES: Final[dict[str, str]] = {
-    "call": "broker.authoring.trying", "dev": "broker.authoring.trying",
-    "new": "broker.authoring.starting", "test": "broker.authoring.starting",
+
+
+def _commands() -> ModuleType:
+    from broker.authoring import commands
+
+    return commands
+
+
+def _starting() -> ModuleType:
+    from broker.authoring import starting
+
+    return starting
+
+
+def _trying() -> ModuleType:
+    from broker.authoring import trying
+
+    return trying
+
+
+MODULES: Final[dict[str, Callable[[], ModuleType]]] = {
+    "call": _trying, "dev": _trying, "new": _starting, "test": _starting,
 }
 """Where a command is; those that are not named are in `broker.authoring.commands`."""
 
@@ -39,8 +59,7 @@ class _Table(click.Group):
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(MODULES.get(cmd_name, "broker.authoring.commands"))
-        command = getattr(module, cmd_name)
+        command = getattr(MODULES.get(cmd_name, _commands)(), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
