@@ -44,12 +44,8 @@ def tell_problems(problems: Iterable[Problem]) -> int:
     return TRUST if codes & trust else INVALID
 
 
-def status_of(error: Exception) -> int:
-    """Tell one error and give its exit code.
-
-    Raises:
-        Exception: the error itself, when it is a defect of ours.
-    """
+def status_of(error: Exception) -> int | None:
+    """Tell one error and give its exit code; None, and nothing is told, for a defect of ours."""
     from broker.authoring.source import SourceRefused
     from broker.cli.problems import ending_of, tell
 
@@ -57,6 +53,6 @@ def status_of(error: Exception) -> int:
         return tell_problems(error.problems)
     ending = ending_of(error)
     if ending is None:
-        raise error
+        return None
     tell(ending, "table")
     return ending.exit_code

@@ -105,9 +105,12 @@ def try_once(
     try:
         manifest = gateway.install(directory).manifest
         result = gateway.omega.invoke(manifest.id, method, _payload(gateway, given))
-    except Exception as error:  # noqa: BLE001  What is not known is raised again.
+    except Exception as error:
         _show_printed(gateway)
-        return status_of(error)
+        status = status_of(error)
+        if status is None:
+            raise
+        return status
     _show_printed(gateway)
     _show_answer(result.payload)
     _show_usage(f"{result.plugin} {result.version} {method}", result.usage, manifest)
@@ -120,8 +123,9 @@ def _swap(gateway: LocalGateway, directory: str) -> None:
     begin = time.monotonic()
     try:
         installed = gateway.install(directory)
-    except Exception as error:  # noqa: BLE001  As above.
-        status_of(error)
+    except Exception as error:
+        if status_of(error) is None:
+            raise
         say("the version before goes on serving; save again when it is mended")
         return
     if not installed.fresh:
@@ -157,8 +161,11 @@ def _gateway() -> Iterator[LocalGateway]:
             yield gateway
     except KeyboardInterrupt:
         say("stopped")
-    except Exception as error:  # noqa: BLE001  As above.
-        raise SystemExit(status_of(error)) from None
+    except Exception as error:
+        status = status_of(error)
+        if status is None:
+            raise
+        raise SystemExit(status) from None
 
 
 def _saves(directory: str, *, always: bool = False) -> Iterator[bool]:
