@@ -88,6 +88,7 @@ SHOWN: dict[str, str] = {
     "times.flush_ms_max": "tests/ledger/test_watchdog.py",
     "times.recycle_interval_ms": "tests/scenarios/recycle_is_bounded.txt",
     "times.recycle_spacing_ms": "tests/scenarios/recycle_is_bounded_over_the_host.txt",
+    "ledger.low_space_bytes": "tests/ledger/test_space.py",
     "workers.minutes_max": "tests/scenarios/recycle_after_minutes.txt",
     "workers.pool_size": "tests/broker/test_fleet.py",
     "breaker.consecutive_max": "tests/broker/test_breaker.py",

@@ -75,7 +75,11 @@ def past() -> Iterator[Past]:
         gateway.start()
         known = use(gateway, 5)
         gateway.stop()
-        yield Past(gateway, known, older, keep(gateway, "newest"))
+        newest = keep(gateway, "newest")
+        yield Past(gateway, known, older, newest)
+        # What the tests wrote in its place was never this gateway's.
+        gateway.stop()
+        put_back(gateway, newest)
 
 
 @pytest.fixture(autouse=True)
