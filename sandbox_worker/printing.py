@@ -30,7 +30,8 @@ class Printer:
     def __init__(self, send: Callable[[str], object]) -> None:
         """Print nothing yet."""
         self._send = send
-        self._left = TEXT_LETTERS_MAX
+        # One letter too many tells the supervisor that there was more.
+        self._left = TEXT_LETTERS_MAX + 1
 
     def write(self, text: str) -> int:
         """Send a text; what is too much is taken and dropped."""

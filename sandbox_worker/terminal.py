@@ -17,7 +17,7 @@ from sandbox_worker.replies import printable
 
 _STDERR = 2
 _LINE_LETTERS_MAX = 1000
-_MORE = "(what it printed beyond is dropped)"
+_MORE = f"(printed more than {TEXT_LETTERS_MAX} letters; the rest is dropped, return it instead)"
 
 
 class Terminal:

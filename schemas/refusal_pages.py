@@ -504,7 +504,7 @@ PAGES: Final[dict[str, tuple[str, str, str, bool, Blame]]] = {
     "signature_invalid": (
         "A signature does not verify",
         "Signatures are Ed25519 over the exact bytes of the manifest and its payload type.",
-        "Sign again with the publisher's key and the right domain.",
+        "Sign with the publisher's key and the right domain: omega-plugin sign FILE --key KEY.",
         False,
         "client",
     ),
@@ -560,7 +560,7 @@ PAGES: Final[dict[str, tuple[str, str, str, bool, Blame]]] = {
     "version_not_raised": (
         "The version is not higher than the highest registered one",
         "Versions of a plugin only rise.",
-        "Raise the version in the manifest and sign again.",
+        "Raise `version` in plugin.toml, then pack and sign again.",
         False,
         "client",
     ),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from broker.authoring.telling import tell_problems
+from broker.authoring.telling import say, tell_hazards, tell_problems
 
 if TYPE_CHECKING:
     from broker.trust.errors import TrustRefused
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from schemas.trust import TrustRoot
 
 EXIT_FAILURE, EXIT_INVALID = 1, 5
+TOP_LEVEL_US_MAX = 10_000
+"""What a plugin's top level may take of every call before an author hears of it."""
 
 _DOMAIN = click.Choice(["development", "production"])
 _FILE = click.Path(exists=True, dir_okay=False)
@@ -121,18 +123,26 @@ def verify(file: str, trust_root: str | None, public_key: tuple[str, ...], home:
 def check(directory: str) -> None:
     """Say everything that is wrong with a plugin, and change nothing.
 
-    The source is imported on this machine to read its methods.
+    The source is imported on this machine to read its methods. What the sandbox will deny is a
+    note with its line, and does not make the plugin wrong.
     """
     from broker.authoring.pack import pack as make
-    from broker.authoring.source import SourceRefused, read_folder
+    from broker.authoring.source import ENTRY_FILE, SourceRefused, read_folder
 
     try:
-        packed = make(read_folder(directory), "development")
+        folder = read_folder(directory)
+        packed = make(folder, "development")
     except SourceRefused as refused:
         _end_with(refused.problems)
-    manifest = packed.manifest
+    tell_hazards(folder.files[ENTRY_FILE].decode("utf-8-sig"), folder.source.capabilities)
+    took_us, manifest = folder.description.top_level_us, packed.manifest
+    if took_us > TOP_LEVEL_US_MAX:
+        say(f"note top_level at {ENTRY_FILE}: its top level takes {took_us / 1000:.1f} ms of "
+            f"processor in every call, of {manifest.limits.cpu_ms} allowed")
+        say("  write what it computes into a file that `resources` names, or into the method")
     click.echo(f"{manifest.id} {manifest.version}: {len(manifest.methods)} methods "
-               f"({', '.join(sorted(manifest.methods))}), nothing to mend")
+               f"({', '.join(sorted(manifest.methods))}), {len(packed.data)} bytes, "
+               f"{took_us / 1000:.1f} ms of top level a call, nothing to mend")
 
 
 @click.command()

@@ -116,6 +116,7 @@ class Description(msgspec.Struct, frozen=True):
     methods: dict[str, Described]
     modules: tuple[str, ...]
     problems: tuple[Mistake, ...]
+    top_level_us: int = 0
 
 
 class Folder(NamedTuple):
@@ -142,7 +143,7 @@ def read_folder(directory: str) -> Folder:
     Raises:
         SourceRefused: with everything that is wrong with it.
     """
-    source = _read_source(directory)
+    source = read_source(directory)
     problems: list[Problem] = []
     named = [ENTRY_FILE, *source.resources]
     files = {name: _read_file(directory, name, problems) for name in named}
@@ -176,7 +177,12 @@ def _mistake(where: str, found: str, expected: str, remedy: str = "") -> Problem
     )
 
 
-def _read_source(directory: str) -> PluginSource:
+def read_source(directory: str) -> PluginSource:
+    """Read a folder's plugin.toml.
+
+    Raises:
+        SourceRefused: with everything that is wrong with it.
+    """
     problems: list[Problem] = []
     data = _read_file(directory, SOURCE_FILE, problems)
     if problems:

@@ -107,7 +107,7 @@ def try_once(
         result = gateway.omega.invoke(manifest.id, method, _payload(gateway, given))
     except Exception as error:
         _show_printed(gateway)
-        status = status_of(error)
+        status = status_of(error, directory, method)
         if status is None:
             raise
         return status
@@ -124,7 +124,7 @@ def _swap(gateway: LocalGateway, directory: str) -> None:
     try:
         installed = gateway.install(directory)
     except Exception as error:
-        if status_of(error) is None:
+        if status_of(error, directory) is None:
             raise
         say("the version before goes on serving; save again when it is mended")
         return

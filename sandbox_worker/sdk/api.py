@@ -11,10 +11,22 @@ from sandbox_worker.sdk.handed import FIRST_DESCRIPTOR, HandedFile, HandedFiles
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     # Never true when running: a call process inherits no module that it does not need.
-    from collections.abc import Callable, Iterable, Mapping
-    from typing import TypeVar
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Never, TypeVar
 
-    Function = TypeVar("Function", bound=Callable[..., object])
+    from msgspec import Struct
+
+    from sandbox_worker.sdk.payloads import (
+        BinaryRefPayload,
+        DatasetSlicePayload,
+        JSONPayload,
+        TextPayload,
+    )
+
+    Payload = TextPayload | JSONPayload | BinaryRefPayload | DatasetSlicePayload
+    JsonLike = Mapping[str, object] | Sequence[object] | str | int | float | bool | None
+    # A function of whatever payload takes one of no type at all.
+    Function = TypeVar("Function", bound="Callable[[Context, Never], Payload | Struct | JsonLike]")
 
 OPTIONS_ATTRIBUTE = "__omega_method__"
 

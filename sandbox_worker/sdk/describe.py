@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from sandbox_worker.sdk.payloads import KINDS
 from schemas.modules import FREE_MODULES, VETTED_MODULES
 
 PLUGIN_MODULE = "plugin"
+SLOW_US = 5_000
 _ANY_JSON: dict[str, object] = {"description": "Any JSON value."}
 
 
@@ -52,11 +54,13 @@ class Mistake(msgspec.Struct):
 
 
 class Description(msgspec.Struct):
-    """The whole answer."""
+    """The whole answer. `top_level_us` is the processor time of the top level, which each call
+    pays."""
 
     methods: dict[str, Described] = {}
     modules: list[str] = []
     problems: list[Mistake] = []
+    top_level_us: int = 0
 
 
 def describe(source: str, name: str = "plugin.py") -> Description:
@@ -79,7 +83,11 @@ def describe(source: str, name: str = "plugin.py") -> Description:
     # Structs look their module up by name when annotations are resolved.
     sys.modules[PLUGIN_MODULE] = module
     try:
-        exec(compile(tree, name, "exec", dont_inherit=True), module.__dict__)  # noqa: S102  The author's own code.
+        code = compile(tree, name, "exec", dont_inherit=True)
+        took_us = _timed(code, module)
+        if took_us > SLOW_US:
+            # Only the first time also pays for what it imports, which a call does not.
+            took_us = _timed(code, types.ModuleType(PLUGIN_MODULE))
     except Exception as error:  # noqa: BLE001  Whatever it is, it is the answer.
         where = f"{name} line {_line_of(error, name)}"
         answer.problems.append(
@@ -91,10 +99,30 @@ def describe(source: str, name: str = "plugin.py") -> Description:
         if isinstance(options, MethodOptions):
             _describe_method(attribute, function, options, answer)
     if not answer.methods and not answer.problems:
-        answer.problems.append(
+        answer.problems += _undecorated(tree, name) or [
             Mistake(name, "no method", "a function below @method(), from sandbox_worker.sdk")
-        )
+        ]
+    answer.top_level_us = took_us
     return answer
+
+
+def _timed(code: types.CodeType, module: types.ModuleType) -> int:
+    """Run a module's code and give the processor time it took, in us."""
+    begin = time.process_time_ns()
+    exec(code, module.__dict__)  # noqa: S102  The author's own code.
+    return (time.process_time_ns() - begin) // 1000
+
+
+def _undecorated(tree: ast.Module, name: str) -> list[Mistake]:
+    """Name the functions that look like methods: public, with a Context first."""
+    return [
+        Mistake(f"{name} line {node.lineno}", f"{node.name}() without a decorator",
+                "@method() on the line above it, from sandbox_worker.sdk")
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        and not node.decorator_list and node.args.args
+        and "Context" in ast.unparse(node.args.args[0])
+    ]
 
 
 def _describe_method(
