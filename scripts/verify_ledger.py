@@ -13,16 +13,22 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 import re
 import sys
+import zlib
+from collections.abc import Iterator
 
 INTEGER_MAX = 2**53 - 1
 ENTRY_BYTES_MAX = 1024
-SEGMENT = re.compile(r"([0-9]{12})\.ndjson")
+SEGMENT = re.compile(r"([0-9]{12})\.ndjson(?:\.gz)?")
+PLAIN_BYTES_MAX = 256 * 1024 * 1024
+GZIP_HEADER = bytes.fromhex("1f8b08000000000000ff")
 ENVELOPE = re.compile(
     rb',"log_id":"[ -!#-\[\]-~]+","mono_us":[0-9]+,"prev_hash":"([0-9a-f]{64})"'
     rb',"seq":([0-9]+),"ts_us":[0-9]+,"v":1\}\n'
@@ -214,9 +220,8 @@ def number(text: str) -> int:
 def decode_canonical(line: bytes) -> tuple[str, str, dict[str, object]]:
     """Give log_id, type and fields of a line in its only spelling; a key cannot stand twice."""
     try:
-        value = json.loads(
-            line.decode(), parse_int=number, parse_float=number, parse_constant=number
-        )
+        value = json.loads(line.decode(), parse_int=number, parse_float=number,
+                           parse_constant=number)
         again = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         same = again.encode() == line[:-1]
     except (ValueError, RecursionError) as error:
@@ -277,7 +282,8 @@ class Events:
     def walk(self) -> None:
         """Check all segments in the order of their names."""
         folder = f"{self.directory}/segments"
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        names = [one for one in found if one[-3:] != ".gz" or one[:-3] not in found]
         for name in names:
             match, file = SEGMENT.fullmatch(name), f"segments/{name}"
             if match is None:
@@ -295,15 +301,28 @@ class Events:
     def walk_segment(self, *, last: bool) -> None:
         """Check the lines of one segment."""
         offset, self.rolled = 0, False
+        for line in self.lines():
+            if line.endswith(b"\n"):
+                self.check_line(line, offset)
+            elif last:
+                self.torn_bytes = len(line)
+            else:
+                raise self.damage("truncated", offset, "it ends before its newline")
+            offset += len(line)
+
+    def lines(self) -> Iterator[bytes]:
+        """Give the lines of the present segment; a compressed one is one gzip member."""
         with open(f"{self.directory}/{self.file}", "rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    self.check_line(line, offset)
-                elif last:
-                    self.torn_bytes = len(line)
-                else:
-                    raise self.damage("truncated", offset, "it ends before its newline")
-                offset += len(line)
+            if not self.file.endswith(".gz"):
+                yield from file
+                return
+            member, plain, head = zlib.decompressobj(31), b"", b""
+            with contextlib.suppress(zlib.error):
+                head, data = file.read(10), file.read()
+                plain = member.decompress(head + data, PLAIN_BYTES_MAX)
+        if head != GZIP_HEADER or not member.eof or member.unused_data:
+            raise self.damage("flipped", 0, "it is not one whole gzip member")
+        yield from io.BytesIO(plain)
 
     def check_line(self, line: bytes, offset: int) -> None:
         """Check one line: bytes, position, chain, spelling, owner."""
@@ -332,9 +351,8 @@ class Events:
             raise self.damage("inserted", offset, f"event {found} stands here again")
         if found > self.seq:
             wanted = b',"seq":%d,"ts_us":' % self.seq
-            with open(f"{self.directory}/{self.file}", "rb") as file:
-                file.seek(offset)
-                later = any(wanted in line for line in file)
+            # Of the lines before this one each has its own position, so none is the wanted one.
+            later = any(wanted in line for line in self.lines())
             kind = "swapped" if later else "deleted"
             raise self.damage(kind, offset, f"event {found} stands in its place")
         if previous != self.previous:

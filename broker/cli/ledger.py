@@ -17,14 +17,18 @@ import click
 
 from broker.cli.audits import audit, verify
 from broker.cli.ends import INVALID, LEDGER, CommandError
+from broker.cli.ledger_files import compress
 from broker.cli.options import home_option, output_option, read_options, session
 from broker.cli.output import Table, show
 from broker.cli.proofs import open_, prove
 from broker.cli.stories import show_story
+from broker.evidence.files import open_segment, segment_names
 
 FOLLOW_S: Final = 0.2
 """How often `tail -f` looks for new lines, in seconds."""
 _BLOCK_BYTES: Final = 65_536
+_DIGITS: Final = 12
+"""A segment's name begins with the position of its first event."""
 
 
 @click.group()
@@ -36,6 +40,7 @@ ledger.add_command(verify)
 ledger.add_command(audit)
 ledger.add_command(prove)
 ledger.add_command(open_)
+ledger.add_command(compress)
 ledger.add_command(show_story)
 
 
@@ -69,7 +74,7 @@ def tail(count: int, *, follow: bool) -> None:
         raise click.UsageError("-f has no end, so it cannot be one JSON object; use ndjson")
     folder = os.path.join(session().home_path(), "ledger", "segments")
     try:
-        names = _segments(folder)
+        names = segment_names(folder)
     except FileNotFoundError:
         raise CommandError(INVALID, f"{folder}: there is no ledger",
                            "name the home with --home DIR; `omega-gateway serve` begins a ledger"
@@ -120,9 +125,10 @@ class Tail:
         while True:
             current = self._names[-1] if self._names else ""
             # Asked first: a segment is whole once the next one exists.
-            later = [name for name in _segments(self._folder) if name > current]
+            later = [name for name in segment_names(self._folder)
+                     if name[:_DIGITS] > current[:_DIGITS]]
             if current:
-                with open(os.path.join(self._folder, current), "rb") as file:
+                with open_segment(os.path.join(self._folder, current)) as file:
                     file.seek(self._offset)
                     for line in file:
                         if not line.endswith(b"\n"):
@@ -134,13 +140,9 @@ class Tail:
             self._names, self._offset = [later[0]], 0
 
 
-def _segments(folder: str) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if name.endswith(".ndjson"))
-
-
 def _last_lines(path: str, count: int) -> tuple[list[bytes], int]:
     """Read the last whole lines of a file, and where the last of them ends."""
-    with open(path, "rb") as file:
+    with open_segment(path) as file:
         start = file.seek(0, os.SEEK_END)
         data = b""
         while start and data.count(b"\n") <= count:

@@ -15,11 +15,11 @@ from typing import Final, Literal
 
 import msgspec
 
+from broker.evidence.files import open_segment, segment_names
 from schemas.events import EVENT_TYPES, Event, EventFields
 from schemas.names import Count, Microseconds
 
 _CHUNK_BYTES: Final = 128 * 1024
-_SUFFIX: Final = ".ndjson"
 
 
 class UnreadableLedger(ValueError):
@@ -62,8 +62,7 @@ def read_events(
         OSError: a file could not be read.
     """
     folder = os.path.join(directory, "segments")
-    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))
-             if name.endswith(_SUFFIX)]
+    paths = [os.path.join(folder, name) for name in segment_names(folder)]
     total, done, seq = sum(map(os.path.getsize, paths)), 0, 0
     for path in paths:
         for lines in whole_lines(path):
@@ -72,14 +71,15 @@ def read_events(
                     raise UnreadableLedger(f"{path}: event {event.seq} stands where {seq} must")
                 yield event
                 seq += 1
-            done += len(lines)
+            # Of a compressed segment there are more lines than bytes.
+            done = min(total, done + len(lines))
             if progress is not None:
                 progress(done, total)
 
 
 def whole_lines(path: str) -> Iterator[bytes]:
     """Give a segment's bytes in pieces that end with a line; what follows the last one is none."""
-    with open(path, "rb") as file:
+    with open_segment(path) as file:
         rest = b""
         while chunk := file.read(_CHUNK_BYTES):
             data = rest + chunk

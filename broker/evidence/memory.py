@@ -21,6 +21,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from broker.evidence.files import segment_names
 from broker.evidence.walk import file_identity
 
 _BYTES_MAX: Final = 64 * 1024 * 1024
@@ -89,11 +90,12 @@ def recall(
         verifier_key: the key that was given, which must be the remembered one.
     """
     try:
+        names = segment_names(f"{directory}/segments")
         with open(path, "rb") as file:
             memory = msgspec.json.decode(file.read(_BYTES_MAX), type=Memory)
         same = all(
-            file_identity(f"{directory}/segments/{first_seq:012d}.ndjson") == identity
-            for first_seq, identity in memory.segments
+            file_identity(f"{directory}/segments/{name}") == identity
+            for name, (_, identity) in zip(names, memory.segments, strict=False)
         )
         with open(f"{directory}/checkpoints.log", "rb") as file:
             begin = file.read(memory.log_bytes)

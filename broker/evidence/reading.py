@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Self, TypeVar
 
 from broker.ledger.checkpoints import read_log
+from broker.ledger.compressed import open_lines
 from broker.ledger.errors import LedgerDamaged, PositionUnknown, TilesDamaged
 from broker.ledger.merkle import (
     Subtree,
@@ -29,7 +30,13 @@ from broker.ledger.merkle import (
     verify_consistency,
     verify_inclusion,
 )
-from broker.ledger.segments import list_segments, locate, read_line, segment_path
+from broker.ledger.segments import (
+    list_segments,
+    locate,
+    open_segment,
+    read_line,
+    segment_path,
+)
 from broker.ledger.tiles import TILE_BYTES, subtree_hash
 from schemas.events import LINE_BYTES_MAX, InvalidEvent, decode_event, line_hash
 from schemas.proof import Checkpoint, ProofError, VerifierKey
@@ -88,7 +95,8 @@ class LedgerReader:
         self._check_covered(seq)
         first_seq = self._first_seqs[max(0, bisect.bisect_right(self._first_seqs, seq) - 1)]
         if self._segment is None or self._segment[0] != first_seq:
-            descriptor = self._open(segment_path(self._directory, first_seq))
+            descriptor = open_lines(segment_path(self._directory, first_seq))
+            self._files.callback(os.close, descriptor)
             self._segment = first_seq, descriptor, _end_of_lines(descriptor)
         _, descriptor, end = self._segment
         return read_line(descriptor, locate(descriptor, end, seq)).removesuffix(b"\n")
@@ -103,7 +111,7 @@ class LedgerReader:
         for first_seq in self._first_seqs:
             if first_seq != seq:
                 raise LedgerDamaged(f"the segment that begins with event {seq} is missing")
-            with open(segment_path(self._directory, first_seq), "rb") as file:
+            with open_segment(self._directory, first_seq) as file:
                 for line in file:
                     if seq == self.checkpoint.size:
                         return
@@ -207,7 +215,7 @@ def written_events(directory: str) -> int:
     first_seqs = list_segments(directory)
     if not first_seqs:
         return 0
-    with open(segment_path(directory, first_seqs[-1]), "rb") as file:
+    with open_segment(directory, first_seqs[-1]) as file:
         end = _end_of_lines(file.fileno())
         begin = max(0, end - LINE_BYTES_MAX)
         last = os.pread(file.fileno(), end - begin, begin)[:-1].rpartition(b"\n")[2]

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from broker.evidence.events import whole_lines
+from broker.evidence.files import segment_names
 from schemas.events import (
     Event,
     FrameIn,
@@ -65,7 +66,7 @@ def find_story(
         OSError: a file could not be read.
     """
     folder = os.path.join(directory, "segments")
-    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    paths = [os.path.join(folder, name) for name in segment_names(folder)]
     total, done = sum(map(os.path.getsize, paths)), 0
     wanted, story = {request_id.encode()}, []
     for path in paths:
@@ -76,7 +77,7 @@ def find_story(
                 step = getattr(event.fields, "request_id", None)
                 if getattr(event.fields, "pipeline", None) == request_id and step is not None:
                     wanted.add(step.encode())
-            done += len(lines)
+            done = min(total, done + len(lines))
             progress(done, total)
     return story
 

@@ -47,7 +47,7 @@ __all__ = ["Problem", "ProblemKind", "Progress", "VerificationReport", "verify_d
 Progress = Callable[[int, int], None]
 """Told how many bytes of how many are done."""
 
-_SEGMENT: Final = re.compile(r"([0-9]{12})\.ndjson")
+_SEGMENT: Final = re.compile(r"([0-9]{12})\.ndjson(?:\.gz)?")
 _ENTRY: Final = re.compile(rb"([0-9]{1,16})\n((?:[^\n]+\n){3}\n\xe2\x80\x94 [^\n]+\n)")
 _TORN_BYTES_MAX: Final = 1024
 _MANY_BYTES: Final = 16 * 1024 * 1024
@@ -156,14 +156,17 @@ class _Segments:
         except FileNotFoundError:
             names = []
         self.first_seqs: list[int] = []
+        self.files: list[str] = []
         self.foreign: str | None = None
         for name in names:
             match = _SEGMENT.fullmatch(name)
             if match is None:
                 self.foreign = f"segments/{name}"
                 break
-            self.first_seqs.append(int(match[1]))
-        self.files = [f"segments/{first_seq:012d}.ndjson" for first_seq in self.first_seqs]
+            # The plain form sorts first; the other is what a compression that was cut short left.
+            if int(match[1]) not in self.first_seqs[-1:]:
+                self.first_seqs.append(int(match[1]))
+                self.files.append(f"segments/{name}")
 
     def tasks(self, events: _Events, sizes: list[int]) -> Iterator[SegmentTask]:
         """Say what is to walk after the segments that are known."""

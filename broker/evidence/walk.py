@@ -14,12 +14,16 @@ It leaves checkpoints, anchor and the order of segments to `broker.evidence.veri
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import gzip
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
+from broker.evidence.files import COMPRESSED, CompressionDamaged, open_segment, pieces
 from broker.evidence.lines import admit
 from broker.evidence.problems import DamageError, Problem, ProblemKind
 from broker.ledger.merkle import fold
@@ -39,8 +43,6 @@ _ENVELOPE: Final = re.compile(
     rb',"seq":([0-9]+),"ts_us":[0-9]+,"v":1\}\n'
 )
 _HASH: Final = slice(15, 79)
-_CHUNK_BYTES: Final = 128 * 1024
-"""Few enough bytes that what is made of them stays in a processor's cache."""
 _LEVEL_MAX: Final = 10
 
 
@@ -61,15 +63,19 @@ class SegmentTask(NamedTuple):
 
 def last_hash(path: str) -> str:
     """Give the hash that the last whole line of a segment states, unverified; else nothing."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 2 * LINE_BYTES_MAX))
+    lines = b""
+    with contextlib.suppress(EOFError, zlib.error, gzip.BadGzipFile), open_segment(path) as file:
+        # The last bytes of a compressed segment are found by reading all of it; one that cannot be
+        # read is blamed when it is walked.
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 2 * LINE_BYTES_MAX))
         lines = file.read().rpartition(b"\n")[0]
     return lines.rpartition(b"\n")[2][_HASH].decode("ascii", "replace")
 
 
 def first_log_id(path: str) -> str:
     """Give the log_id that the first line of a segment states, unverified; else nothing."""
-    with open(path, "rb") as file:
+    match = None
+    with contextlib.suppress(EOFError, zlib.error, gzip.BadGzipFile), open_segment(path) as file:
         match = _ENVELOPE.search(file.readline(LINE_BYTES_MAX))
     return match[1].decode() if match else ""
 
@@ -163,16 +169,24 @@ class _Walk:
         with open(self._path, "rb") as file:
             self.identity = file_identity(file.fileno())
             rest = b""
-            while chunk := file.read(_CHUNK_BYTES):
+            for chunk, length in self._pieces(file):
                 data = rest + chunk
                 end = data.rfind(b"\n") + 1
                 rest = data[end:]
                 if end:
                     self._take(data[:end], offset)
                 offset += end
-                tell(len(chunk))
+                tell(length)
         if rest:
             self._check_tail(rest, offset)
+
+    def _pieces(self, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+        try:
+            yield from pieces(file, compressed=self._file.endswith(COMPRESSED))
+        except CompressionDamaged as error:
+            raise DamageError(
+                "flipped", self._file, f"event {self.seq}: {error}", number=self.seq
+            ) from None
 
     def _take(self, data: bytes, offset: int) -> None:
         batch = admit(data, self.seq, self.previous, self.log_id)
@@ -240,7 +254,7 @@ class _Walk:
 
     def _comes_later(self, seq: int, offset: int) -> bool:
         wanted = b',"seq":%d,"ts_us":' % seq
-        with open(self._path, "rb") as file:
+        with open_segment(self._path) as file:
             file.seek(offset)
             return any(wanted in line for line in file)
 

@@ -26,6 +26,7 @@ import msgspec
 import nacl.signing
 
 from broker.ledger.checkpoints import Place
+from broker.ledger.compressed import open_lines
 from broker.ledger.errors import (
     LedgerDamaged,
     LedgerFailure,
@@ -45,6 +46,7 @@ from broker.ledger.segments import (
     SEGMENT_BYTES_MAX,
     OpenSegment,
     locate,
+    open_segment,
     read_line,
     segment_path,
 )
@@ -345,8 +347,7 @@ class Ledger:
         if first_seq == self._segment.first_seq:
             return self._segment.descriptor
         if self._older is None or self._older[0] != first_seq:
-            path = segment_path(self._directory, first_seq)
-            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            opened = open_lines(segment_path(self._directory, first_seq))
             self._forget_older()
             self._older = first_seq, opened
         return self._older[1]
@@ -366,7 +367,7 @@ class Ledger:
         for first_seq, following in _spans(self._first_seqs, committed):
             if following <= seq:
                 continue
-            with open(segment_path(self._directory, first_seq), "rb") as file:
+            with open_segment(self._directory, first_seq) as file:
                 if seq > first_seq:
                     file.seek(locate(file.fileno(), file.seek(0, 2), seq))
                 while seq < following:

@@ -19,8 +19,9 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
+from broker.ledger.compressed import open_lines
 from broker.ledger.errors import LedgerDamaged
 from broker.ledger.volume import Volume, sync_directory, write_all
 from schemas.events import GENESIS_HASH, LINE_BYTES_MAX, LedgerClose, LedgerRoll
@@ -28,7 +29,7 @@ from schemas.events import GENESIS_HASH, LINE_BYTES_MAX, LedgerClose, LedgerRoll
 SEGMENT_BYTES_MAX: Final = 64 * 1024 * 1024
 """Length from which a segment is full; about 125,000 events, scanned in well under a second."""
 
-_NAME: Final = re.compile(r"([0-9]{12})\.ndjson")
+_NAME: Final = re.compile(r"([0-9]{12})\.ndjson(?:\.gz)?")
 _SEQ: Final = re.compile(rb',"seq":([0-9]{1,16}),"ts_us":[0-9]{1,16},"v":1\}\n')
 _HASH: Final = slice(15, 79)
 _BODY: Final = 81
@@ -40,18 +41,24 @@ def segment_path(directory: str, first_seq: int) -> str:
     return f"{directory}/segments/{first_seq:012d}.ndjson"
 
 
+def open_segment(directory: str, first_seq: int) -> BinaryIO:
+    """Open a segment for reading its lines, compressed or not; see `open_lines`."""
+    return os.fdopen(open_lines(segment_path(directory, first_seq)), "rb")
+
+
 def list_segments(directory: str) -> list[int]:
-    """Give the first positions of all segments, ascending.
+    """Give the first positions of all segments, compressed or not, ascending.
 
     Raises:
         LedgerDamaged: a file in the folder is not a segment.
     """
-    first_seqs = []
+    first_seqs: list[int] = []
     for name in sorted(os.listdir(f"{directory}/segments")):
         match = _NAME.fullmatch(name)
         if match is None:
             raise LedgerDamaged(f"segments/{name} is not a segment of this ledger")
-        first_seqs.append(int(match[1]))
+        if int(match[1]) not in first_seqs[-1:]:
+            first_seqs.append(int(match[1]))
     return first_seqs
 
 
@@ -94,7 +101,7 @@ def scan(directory: str, first_seq: int, prev_hash: str) -> Scan:
     hashes = bytearray()
     seq, offset, last = first_seq, 0, b""
     previous = prev_hash.encode()
-    with open(segment_path(directory, first_seq), "rb") as file:
+    with open_segment(directory, first_seq) as file:
         # After a failed flush the cache may hold what the disk does not: read from the disk.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         for line in file:
@@ -129,7 +136,7 @@ def check_end(directory: str, first_seq: int, next_seq: int) -> str:
         LedgerDamaged: the segment ends elsewhere.
     """
     name = f"segments/{first_seq:012d}.ndjson"
-    with open(segment_path(directory, first_seq), "rb") as file:
+    with open_segment(directory, first_seq) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - LINE_BYTES_MAX))
         line = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2] + b"\n"
     match = _SEQ.search(line)
