@@ -93,13 +93,17 @@ class LedgerReader:
             LedgerDamaged: the segments do not hold it.
         """
         self._check_covered(seq)
-        first_seq = self._first_seqs[max(0, bisect.bisect_right(self._first_seqs, seq) - 1)]
+        place = max(1, bisect.bisect_right(self._first_seqs, seq))
+        first_seq = self._first_seqs[place - 1]
+        following = [*self._first_seqs[place : place + 1], self.checkpoint.size][0]
         if self._segment is None or self._segment[0] != first_seq:
             descriptor = open_lines(segment_path(self._directory, first_seq))
             self._files.callback(os.close, descriptor)
             self._segment = first_seq, descriptor, _end_of_lines(descriptor)
         _, descriptor, end = self._segment
-        return read_line(descriptor, locate(descriptor, end, seq)).removesuffix(b"\n")
+        return read_line(descriptor, locate(
+            descriptor, end, seq, first_seq=first_seq, events=following - first_seq
+        )).removesuffix(b"\n")
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Give position and line of every event that the checkpoint covers, in order, unverified.

@@ -106,6 +106,7 @@ class Ledger:
         self._failure: str | None = None
         self._lines: list[bytes] = []
         self._hashes: list[str] = []
+        self._flushed = False
         self._segment = opened.segment
         self._first_seqs = opened.first_seqs
         self._older: tuple[int, int] | None = None
@@ -209,7 +210,8 @@ class Ledger:
     def _write_pending(self) -> None:
         segment = self._segment
         segment.append(b"".join(self._lines))
-        if self._durability == "power":
+        self._flushed = self._durability == "power"
+        if self._flushed:
             segment.flush()
         segment.check()
         self._tiles.extend(bytes.fromhex("".join(self._hashes)))
@@ -304,7 +306,9 @@ class Ledger:
                 self._checkpoints.publish()
             else:
                 # In mode `process`, and after a crash in either, events may not be flushed yet.
-                self._segment.flush()
+                if not self._flushed:
+                    self._segment.flush()
+                    self._flushed = True
                 self._segment.check()
                 self._tiles.flush()
                 self._checkpoints.add(self._committed, self._tiles.root(self._committed))
@@ -334,10 +338,14 @@ class Ledger:
         """
         if not 0 <= seq < self._committed:
             raise PositionUnknown(f"the ledger has {self._committed} events, {seq} is none of them")
-        descriptor = self._descriptor(
-            self._first_seqs[bisect.bisect_right(self._first_seqs, seq) - 1]
-        )
-        return read_line(descriptor, locate(descriptor, os.fstat(descriptor).st_size, seq))
+        place = bisect.bisect_right(self._first_seqs, seq)
+        first_seq = self._first_seqs[place - 1]
+        following = [*self._first_seqs[place : place + 1], self._committed][0]
+        descriptor = self._descriptor(first_seq)
+        return read_line(descriptor, locate(
+            descriptor, os.fstat(descriptor).st_size, seq,
+            first_seq=first_seq, events=following - first_seq,
+        ))
 
     def _descriptor(self, first_seq: int) -> int:
         """Give a segment for reading: the one being written, or the older one that was read last.
@@ -369,7 +377,10 @@ class Ledger:
                 continue
             with open_segment(self._directory, first_seq) as file:
                 if seq > first_seq:
-                    file.seek(locate(file.fileno(), file.seek(0, 2), seq))
+                    file.seek(locate(
+                        file.fileno(), file.seek(0, 2), seq,
+                        first_seq=first_seq, events=following - first_seq,
+                    ))
                 while seq < following:
                     event = _decode(file.readline(), seq)
                     if previous not in (None, event.prev_hash):

@@ -34,6 +34,8 @@ _SEQ: Final = re.compile(rb',"seq":([0-9]{1,16}),"ts_us":[0-9]{1,16},"v":1\}\n')
 _HASH: Final = slice(15, 79)
 _BODY: Final = 81
 _NEAR_BYTES: Final = 4096
+_BLOCK_BYTES: Final = 16 * 1024
+_GUESSES: Final = 4
 
 
 def segment_path(directory: str, first_seq: int) -> str:
@@ -167,17 +169,40 @@ def read_line(descriptor: int, offset: int) -> bytes:
     return line + newline
 
 
-def locate(descriptor: int, end: int, seq: int) -> int:
-    """Find the byte at which event `seq` begins, by halving; lines carry their own position.
+def locate(descriptor: int, end: int, seq: int, *, first_seq: int, events: int) -> int:
+    """Find the byte at which event `seq` begins; lines carry their own position.
+
+    Lines are alike in length, so a guess or two lead there; where they do not, halving does.
 
     Args:
         descriptor: the open segment.
         end: how many of its bytes are lines.
         seq: an event of this segment.
+        first_seq: the segment.
+        events: about how many events those lines are.
 
     Raises:
         LedgerDamaged: the segment does not hold it where it must be.
     """
+    length = end / max(1, events)
+    guess = int((seq - first_seq) * length)
+    wanted = b',"seq":%d,"ts_us":' % seq
+    for _ in range(_GUESSES):
+        place = max(0, min(guess, end) - _BLOCK_BYTES // 2)
+        block = os.pread(descriptor, _BLOCK_BYTES, place)
+        found = block.find(wanted)
+        if found >= 0:
+            before = block.rfind(b"\n", 0, found)
+            if before >= 0 or place == 0:
+                return place + before + 1
+        near = _SEQ.search(block)
+        if near is None:
+            break
+        guess = place + near.end() + int((seq - int(near[1]) - 1) * length)
+    return _halve(descriptor, end, seq)
+
+
+def _halve(descriptor: int, end: int, seq: int) -> int:
     low, high = 0, end
     while low < high:
         middle = (low + high) // 2

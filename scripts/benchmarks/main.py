@@ -10,13 +10,16 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks import bus, load
+from benchmarks import bus, ledger, load
 from benchmarks.machine import describe
 from benchmarks.measure import BenchFailed, Row
 from benchmarks.plot import plot
 from benchmarks.processes import temporary_folder
 
-BENCHES = {"bus": (bus.run, bus.NAMES), "load": (load.run, load.NAMES)}
+BENCHES = {
+    "bus": (bus.run, bus.NAMES), "ledger": (ledger.run, ledger.NAMES),
+    "load": (load.run, load.NAMES),
+}
 
 
 def main(root: str, arguments: list[str]) -> int:
@@ -34,7 +37,8 @@ def main(root: str, arguments: list[str]) -> int:
         with temporary_folder(options.folder) as folder:
             machine = describe(folder)
             result = run(
-                root, folder, rounds=options.rounds, seconds=options.seconds, only=only, tell=_tell
+                root, folder, rounds=options.rounds, seconds=options.seconds, only=only, tell=_tell,
+                **({"events": options.events} if options.bench == "ledger" else {}),
             )
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -70,14 +74,18 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=1.0, help="length of one row in one round (default 1)"
     )
+    parser.add_argument(
+        "--events", type=int, default=ledger.EVENTS,
+        help="events that `ledger` verifies and proves (default 1000000)",
+    )
     parser.add_argument("--only", help="rows to measure, by name, with commas")
     parser.add_argument(
         "--folder", help="where the homes are made, so whose flush is measured (default /var/tmp)"
     )
     parser.add_argument("--plot", metavar="FILE", help="with `load`: an SVG of offered load")
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.seconds <= 0:
-        parser.error("--rounds and --seconds must be positive")
+    if options.rounds < 1 or options.seconds <= 0 or options.events < 1:
+        parser.error("--rounds, --seconds and --events must be positive")
     return options
 
 
@@ -103,7 +111,7 @@ def _print_table(rows: list[Row], machine: object) -> None:
     print(form.format(*Row._fields))
     for row in rows:
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-        figures = (f"{figure:,.0f}" for figure in row[2:6])
+        figures = (f"{figure:,.0f}" if figure >= 100 else f"{figure:.2f}" for figure in row[2:6])
         print(form.format(row.name, row.in_flight, *figures, ratio))
     print()
     for name, value in machine.items() if isinstance(machine, dict) else ():

@@ -79,6 +79,29 @@ def test_bus_prints_every_row_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
+def test_ledger_prints_every_row_and_leaves_nothing(tmp_path: Path) -> None:
+    """Writers at four depths beside SQLite, verifiers, proofs and recovery each give their row."""
+    ended = _bench(
+        tmp_path, "ledger", "--rounds", "1", "--seconds", "0.02", "--events", "3000",
+        "--output", "json",
+    )
+
+    assert ended.status == 0, ended.errors
+    rows = json.loads(ended.output)["rows"]
+    assert all(set(row) == ROW for row in rows)
+    writers = ("ledger_power", "ledger_process", "sqlite_full", "sqlite_off")
+    assert [(row["name"], row["in_flight"]) for row in rows[:16]] == [
+        (name, depth) for name in writers for depth in (1, 8, 64, 256)
+    ]
+    assert [row["name"] for row in rows[16:]] == [
+        "verify_bare", "verify_loop", "verify_canonical", "verify_whole", "verify_all_cores",
+        "prove", "prove_evicted", "prove_consistency", "recover_segment",
+    ]
+    assert all(row["per_s"] > 0 and row["p50_us"] > 0 for row in rows)
+    assert ended.left == []
+
+
+@pytest.mark.system
 def test_a_table_holds_only_the_rows_asked_for(tmp_path: Path) -> None:
     """`--only` measures what it names, and a row whose floor was not measured has no ratio."""
     ended = _bench(tmp_path, "bus", *SHORT, "--only", "c_proxy")
