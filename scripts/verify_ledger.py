@@ -243,7 +243,7 @@ class Events:
     def __init__(self, directory: str, sizes: set[int]) -> None:
         """Keep the root at each of the sizes."""
         self.directory, self.sizes = directory, sizes
-        self.seq = self.segments = self.torn_bytes = 0
+        self.seq = self.segments = self.torn_bytes = self.begins = 0
         self.file, self.log_id, self.previous = "segments", "", "0" * 64
         self.claimed_key: object = None
         self.rolled = False
@@ -279,11 +279,24 @@ class Events:
         file = f"segments/{self.seq:012d}.ndjson"
         return DamageError("missing_segment", file, "this segment is missing", None, self.seq)
 
-    def walk(self) -> None:
+    def begin_later(self, first: int) -> None:
+        """Take the hashes of the events before an exported range, if there are just so many."""
+        path, hashes = f"{self.directory}/before.hashes", b""
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                hashes = file.read(first * 32 + 1)
+        if first and len(hashes) == first * 32:
+            for at in range(0, len(hashes), 32):
+                self.push(hashes[at : at + 32])
+            self.begins, self.previous = first, hashes[-32:].hex()
+
+    def walk(self, *, anchored: bool) -> None:
         """Check all segments in the order of their names."""
         folder = f"{self.directory}/segments"
         found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         names = [one for one in found if one[-3:] != ".gz" or one[:-3] not in found]
+        if names and SEGMENT.fullmatch(names[0]) and not anchored:
+            self.begin_later(int(names[0][:12]))
         for name in names:
             match, file = SEGMENT.fullmatch(name), f"segments/{name}"
             if match is None:
@@ -337,7 +350,7 @@ class Events:
             log_id, event_type, fields = decode_canonical(line)
         except WrongError as error:
             raise self.damage("not_canonical", offset, str(error)) from None
-        if self.seq and log_id != self.log_id:
+        if self.log_id not in ("", log_id):
             raise self.damage("other_log", offset, f"it is an event of {log_id}")
         self.log_id, self.previous = log_id, digest.hexdigest()
         self.rolled = event_type == "ledger.roll"
@@ -425,12 +438,20 @@ class Log:
             raise self.problem
         if not self.entries:
             raise DamageError("missing_checkpoint", "checkpoints.log", "there is no checkpoint")
+        if events.begins:
+            self.must_be_reached(events.begins)
         try:
             with open(f"{self.directory}/checkpoint", "rb") as file:
                 size = verify_note(file.read().decode(), key)[1]
         except (FileNotFoundError, WrongError, UnicodeDecodeError):
             return
         self.must_reach(size)
+
+    def must_be_reached(self, begins: int) -> None:
+        """Raise when no checkpoint covers anything of an exported range."""
+        if self.entries[-1][1] <= begins:
+            facts = "checkpoints.log", f"none reaches event {begins}", None, len(self.entries)
+            raise DamageError("missing_checkpoint", *facts)
 
     def must_reach(self, size: int) -> None:
         """Raise when a checkpoint over more events is known elsewhere."""
@@ -458,7 +479,7 @@ def verify(directory: str, vkey: str | None, anchor: str | None) -> dict[str, ob
     sizes = {size for _, size, _ in log.entries} | ({head[1]} if isinstance(head, tuple) else set())
     events, problem = Events(directory, sizes), None
     try:
-        events.walk()
+        events.walk(anchored=anchor is not None)
         key = key or parse_key(str(events.claimed_key))
         log.check(events, key)
         if isinstance(head, DamageError):
@@ -475,7 +496,7 @@ def verify(directory: str, vkey: str | None, anchor: str | None) -> dict[str, ob
         "segments": events.segments, "checkpoints": len(log.entries),
         "head_size": log.entries[-1][1] if log.entries else 0, "root": events.root().hex(),
         "torn_bytes": events.torn_bytes, "key_given": vkey is not None,
-        "anchored": anchor is not None, "problem": problem,
+        "anchored": anchor is not None, "begins": events.begins, "problem": problem,
     }
 
 
@@ -488,6 +509,7 @@ def describe(report: dict[str, object]) -> str:
         return f"FAILED {problem['kind']}: {problem['file']}{at}: {problem['sentence']} ({counts})"
     notes = [f"; {report['torn_bytes']} torn bytes at the end"] if report["torn_bytes"] else []
     notes += [] if report["key_given"] else ["; the key is the ledger's own claim"]
+    notes += [f"; it begins with event {report['begins']}"] if report["begins"] else []
     notes += [] if report["anchored"] else ["; no anchor was compared"]
     return f"OK {report['log_id']}: {counts}, root {report['root']}" + "".join(notes)
 

@@ -153,6 +153,8 @@ def _report_table(directory: str, report: VerificationReport) -> Table:
         ("holds", report.ok),
         ("log_id", report.log_id),
         ("events", report.events),
+        *([("begins with", f"event {report.begins}; of those before it there are hashes only")]
+          if report.begins else []),
         *([("verified before", f"{report.known} events")] if report.known else []),
         ("segments", report.segments),
         ("checkpoints", report.checkpoints),

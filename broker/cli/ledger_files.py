@@ -1,14 +1,16 @@
-"""`ledger compress`: what an operator does with a ledger's files.
+"""`ledger compress` and `ledger export`: what an operator does with a ledger's files.
 
 Rules this file keeps: no line of a ledger is changed, and nothing is removed before what takes its
-place was flushed and read back. It leaves the files to `broker.ledger.compressed`.
+place was flushed and read back. It leaves the files to `broker.ledger.compressed` and
+`broker.evidence.export`.
 """
 
 from __future__ import annotations
 
 import click
 
-from broker.cli.options import home_option, output_option, session
+from broker.cli.ends import FAILURE, CommandError
+from broker.cli.options import home_option, output_option, read_options, session
 from broker.cli.output import Table, show
 
 
@@ -36,3 +38,46 @@ def compress() -> None:
         "bytes_after": sum(after for _, after in sizes),
     }
     show("omega.ledger_compressed/1", facts, Table([*facts.items()]))
+
+
+@click.command()
+@read_options
+@click.argument("what", required=False, metavar="[A-B]")
+@click.option("--to", "target", required=True, metavar="DIR", help="The folder to make.")
+@click.option("--ledger", "directory", type=click.Path(exists=True, file_okay=False), metavar="DIR",
+              help="A copy of a ledger, instead of the home's; needs --vkey.")
+@click.option("--vkey", metavar="KEY", help="Who signed the copy.")
+def export(what: str | None, target: str, directory: str | None, vkey: str | None) -> None:
+    """Write the ledger, or its events A to B, as a folder that verifies by itself.
+
+    With it and the verifier key anybody can verify: scripts/verify_ledger.py DIR --vkey KEY. It
+    goes as far as the newest checkpoint; with --profile the gateway signs a new one first. A range
+    shows nothing of the events before it, and ends with the checkpoint that covers it.
+    """
+    from broker.cli.connect import reading_client
+    from broker.cli.proofs import position_range
+    from broker.evidence.export import export as export_ledger
+    from broker.home import load_home
+    from broker.ledger.errors import PositionUnknown
+    from schemas.proof import parse_verifier_key
+
+    if (directory is None) != (vkey is None):
+        raise click.UsageError("--ledger and --vkey belong together")
+    wanted = position_range(what) if what is not None else None
+    if session().profile is not None:
+        with reading_client() as client:
+            client.ledger_head()
+    if directory is None or vkey is None:
+        home = load_home(session().home_path())
+        directory, vkey = home.ledger, home.verifier_key
+    try:
+        done = export_ledger(directory, parse_verifier_key(vkey), target, wanted)
+    except PositionUnknown as error:
+        raise CommandError(FAILURE, str(error)) from None
+    except FileExistsError:
+        raise CommandError(FAILURE, f"{target}: is there already", "name a new folder") from None
+    facts = {
+        "directory": target, "log_id": done.report.log_id, "begins": done.begins,
+        "ends": done.ends, "root": done.report.root, "verifier_key": vkey,
+    }
+    show("omega.ledger_export/1", facts, Table([*facts.items()]))

@@ -103,13 +103,14 @@ def _wanted(what: tuple[str, ...], plugins: tuple[str, ...]) -> _Wanted:
         if _REQUEST.fullmatch(word):
             requests.append(word)
         else:
-            positions.append(_range(word))
+            positions.append(position_range(word))
     if not what and not plugins:
         raise click.UsageError("name an event, a range, a request or a --plugin")
     return _Wanted(positions, requests, list(plugins))
 
 
-def _range(word: str) -> range:
+def position_range(word: str) -> range:
+    """Read a position or a range A-B, both ends included."""
     match = _POSITIONS.fullmatch(word)
     if match is None:
         raise click.UsageError(f"{word!r} is no position, no range A-B and no request's id")
@@ -123,7 +124,7 @@ def _hidden(withhold: tuple[str, ...]) -> Callable[[Event], bool]:
     from schemas.events import EVENT_TYPES
 
     types = {word for word in withhold if word in EVENT_TYPES}
-    ranges = [_range(word) for word in withhold if word not in EVENT_TYPES]
+    ranges = [position_range(word) for word in withhold if word not in EVENT_TYPES]
     return lambda event: event.event_type in types or any(event.seq in one for one in ranges)
 
 

@@ -67,6 +67,11 @@ def read_events(
     for path in paths:
         for lines in whole_lines(path):
             for event in _decoded(lines, path):
+                if event.seq != seq and not seq:
+                    raise UnreadableLedger(
+                        f"{directory} begins with event {event.seq}; what it says can only be "
+                        "judged from event 0 on"
+                    )
                 if event.seq != seq:
                     raise UnreadableLedger(f"{path}: event {event.seq} stands where {seq} must")
                 yield event

@@ -39,7 +39,7 @@ from broker.ledger.segments import (
 )
 from broker.ledger.tiles import TILE_BYTES, subtree_hash
 from schemas.events import LINE_BYTES_MAX, InvalidEvent, decode_event, line_hash
-from schemas.proof import Checkpoint, ProofError, VerifierKey
+from schemas.proof import HASH_BYTES, Checkpoint, ProofError, VerifierKey
 
 TILES_KEPT: Final = 256
 _BLOCK_BYTES: Final = 64 * 1024
@@ -69,6 +69,8 @@ class LedgerReader:
         self._directory = directory
         # What the checkpoint covers lies in segments that are there by now.
         self._first_seqs = list_segments(directory)
+        self._before = _before(directory, self._first_seqs)
+        self.begins = len(self._before) // HASH_BYTES
         self._files = contextlib.ExitStack()
         self._segment: tuple[int, int, int] | None = None
         self._levels: dict[int, int | None] = {}
@@ -111,7 +113,7 @@ class LedgerReader:
         Raises:
             LedgerDamaged: the segments end before the checkpoint does, or one is missing.
         """
-        seq = 0
+        seq = self.begins
         for first_seq in self._first_seqs:
             if first_seq != seq:
                 raise LedgerDamaged(f"the segment that begins with event {seq} is missing")
@@ -125,6 +127,9 @@ class LedgerReader:
             raise LedgerDamaged(f"{self.checkpoint.size} events were signed, {seq} are there")
 
     def _check_covered(self, seq: int) -> None:
+        if 0 <= seq < self.begins:
+            raise PositionUnknown(f"event {seq} lies before this range, which begins with event "
+                                  f"{self.begins}")
         if not 0 <= seq < self.checkpoint.size:
             raise PositionUnknown(
                 f"the newest checkpoint covers {self.checkpoint.size} events, not event {seq}"
@@ -199,7 +204,9 @@ class LedgerReader:
         return b"" if descriptor is None else os.pread(descriptor, TILE_BYTES, tile * TILE_BYTES)
 
     def _levels_in_memory(self) -> Callable[[int, int, int], bytes]:
-        hashes = b"".join(bytes.fromhex(line_hash(line)) for _, line in self.lines())
+        hashes = self._before + b"".join(
+            bytes.fromhex(line_hash(line)) for _, line in self.lines()
+        )
         levels = [hashes]
         while len(hashes) >= TILE_BYTES:
             complete = len(hashes) - len(hashes) % TILE_BYTES
@@ -208,6 +215,16 @@ class LedgerReader:
             )
             levels.append(hashes)
         return lambda number, place, length: levels[number][place : place + length]
+
+
+def _before(directory: str, first_seqs: list[int]) -> bytes:
+    """Give the hashes of the events before an exported range; nothing where it is none."""
+    length = first_seqs[0] * HASH_BYTES if first_seqs else 0
+    path = f"{directory}/before.hashes"
+    if not length or not os.path.isfile(path) or os.path.getsize(path) != length:
+        return b""
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def written_events(directory: str) -> int:

@@ -28,11 +28,12 @@ import msgspec
 from broker.evidence.crowd import walk_all
 from broker.evidence.memory import Memory, Sealed, recall, remember
 from broker.evidence.problems import DamageError, Problem, ProblemKind
-from broker.evidence.walk import SegmentTask, Walked, first_log_id, last_hash
+from broker.evidence.walk import SegmentTask, Walked, first_log_id, last_hash, subtrees
 from broker.ledger.merkle import CompactRange
 from broker.ledger.signature import check_signature
 from schemas.events import GENESIS_HASH
 from schemas.proof import (
+    HASH_BYTES,
     Checkpoint,
     ProofError,
     VerifierKey,
@@ -50,6 +51,7 @@ Progress = Callable[[int, int], None]
 _SEGMENT: Final = re.compile(r"([0-9]{12})\.ndjson(?:\.gz)?")
 _ENTRY: Final = re.compile(rb"([0-9]{1,16})\n((?:[^\n]+\n){3}\n\xe2\x80\x94 [^\n]+\n)")
 _TORN_BYTES_MAX: Final = 1024
+BEFORE_FILE: Final = "before.hashes"
 _MANY_BYTES: Final = 16 * 1024 * 1024
 """From this much on it pays to begin other processes."""
 
@@ -57,6 +59,7 @@ _MANY_BYTES: Final = 16 * 1024 * 1024
 class VerificationReport(msgspec.Struct, frozen=True, kw_only=True):
     """What was verified. `key_given` is false when the key is only the ledger's own claim.
 
+    `begins` is the first event that is there; of those before it an exported range has hashes only.
     `known` is how many of the events were verified before and not read again; `remembered` is
     false when the memory could not be written for the next time.
     """
@@ -71,6 +74,7 @@ class VerificationReport(msgspec.Struct, frozen=True, kw_only=True):
     torn_bytes: int
     key_given: bool
     anchored: bool
+    begins: int
     known: int
     remembered: bool
     problem: Problem | None
@@ -121,6 +125,8 @@ def verify_directory(
         if known is not None and isinstance(anchor, _Entry) and anchor.claimed.size < known.size:
             known = None
     events = _Events(segments, sorted(sizes), known)
+    if known is None and anchor is None:
+        events.begin_later()
     problem: Problem | None = None
     remembered = True
     try:
@@ -138,8 +144,8 @@ def verify_directory(
         ok=problem is None, log_id=events.log_id, events=events.seq, segments=events.segments,
         checkpoints=len(log.entries), root=events.tree.root().hex(), head_size=log.head_size,
         torn_bytes=events.torn_bytes, key_given=key is not None,
-        anchored=anchor_directory is not None, known=known.size if known is not None else 0,
-        remembered=remembered, problem=problem,
+        anchored=anchor_directory is not None, begins=events.begins,
+        known=known.size if known is not None else 0, remembered=remembered, problem=problem,
     )
 
 
@@ -176,7 +182,7 @@ class _Segments:
             yield SegmentTask(
                 directory=self.directory, file=self.files[place],
                 first_seq=self.first_seqs[place], log_id=log_id, sizes=sizes,
-                previous=last_hash(paths[place - 1]) if place else GENESIS_HASH,
+                previous=last_hash(paths[place - 1]) if place else events.previous,
                 last=place == len(paths) - 1 and self.foreign is None,
             )
 
@@ -201,6 +207,32 @@ class _Events:
         self._wanted = frozenset(sizes)
         self._identities = list(known.segments) if known else []
         self._previous = known.previous if known else GENESIS_HASH
+        self.begins = segments.first_seqs[0] if known else 0
+
+    def begin_later(self) -> None:
+        """Take the hashes of the events before an exported range, if there are just so many.
+
+        The signed roots hold them as well. A ledger with an anchor is whole or damaged.
+        """
+        first = self._segments.first_seqs[0] if self._segments.first_seqs else 0
+        try:
+            with open(f"{self._segments.directory}/{BEFORE_FILE}", "rb") as file:
+                hashes = file.read(first * HASH_BYTES + 1)
+        except FileNotFoundError:
+            return
+        if not first or len(hashes) != first * HASH_BYTES:
+            return
+        for level, root in subtrees(0, hashes, self._sizes):
+            self.tree.push(root, level)
+            if self.tree.size in self._wanted:
+                self.roots[self.tree.size] = self.tree.root()
+        self.begins = self.seq = first
+        self._previous = hashes[-HASH_BYTES:].hex()
+
+    @property
+    def previous(self) -> str:
+        """The hash of the last event so far."""
+        return self._previous
 
     def walk(self, processes: int, progress: Progress | None) -> None:
         """Verify all segments that are not known."""
@@ -356,6 +388,11 @@ class _CheckpointLog:
             raise self._problem
         if not self.entries:
             raise DamageError("missing_checkpoint", "checkpoints.log", "there is no checkpoint")
+        if events.begins and self.head_size <= events.begins:
+            raise DamageError(
+                "missing_checkpoint", "checkpoints.log", f"none reaches event {events.begins}",
+                number=len(self.entries),
+            )
         self._check_reader_copy(key)
 
     def _check_reader_copy(self, key: VerifierKey) -> None:
