@@ -35,7 +35,7 @@ from sandbox_worker.jail import policy
 from sandbox_worker.jail.attest import attest
 from sandbox_worker.jail.identity import SANDBOX_ID
 from sandbox_worker.jail.linux import SandboxUnavailable, expect
-from sandbox_worker.method import MARSHAL_VERSION
+from sandbox_worker.jobs import job_bytes
 from sandbox_worker.probes import PROBES
 from schemas import remedies
 from schemas.launch import LaunchDocument
@@ -426,8 +426,7 @@ def _rehearse_one(
         frame, pid = _frame(job)
         if frame == ["rehearsed"]:
             filters = int(attest(pid, uid=_uid(), filters=2)["Seccomp_filters"])
-            data = marshal.dumps(("probe", probes), MARSHAL_VERSION)
-            job.sendall(marshal.dumps(len(data), MARSHAL_VERSION) + data)
+            job.sendall(job_bytes(("probe", probes)))
             frame, _ = _frame(job)
     message, _ = _receive(forker, deadline)
     (ending,) = _endings(message) or (None,)

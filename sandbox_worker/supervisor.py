@@ -13,7 +13,6 @@ the broker.
 
 from __future__ import annotations
 
-import marshal
 import select
 import socket
 import time
@@ -27,8 +26,7 @@ from sandbox_worker.call import JAIL_FAILED
 from sandbox_worker.forker import Exit, Forker, ForkFailure
 from sandbox_worker.forks import FORKS_MAX
 from sandbox_worker.handing import Desk, Folders, Handing
-from sandbox_worker.jobs import Job, run_job
-from sandbox_worker.method import MARSHAL_VERSION
+from sandbox_worker.jobs import Job, job_bytes, run_job
 from sandbox_worker.replies import (
     CALL_FRAMES,
     Answered,
@@ -243,8 +241,7 @@ class Supervisor:
         slot.inbox = Inbox(self._output_bytes_max(order))
         self._by_call[key] = slot
         self._by_descriptor[slot.job.fileno()] = slot
-        data = marshal.dumps(job, MARSHAL_VERSION)  # type: ignore[arg-type]  # Plain values only, see `jobs`.
-        slot.outbox = memoryview(marshal.dumps(len(data), MARSHAL_VERSION) + data)
+        slot.outbox = memoryview(job_bytes(job))
         self.poll.register(slot.job.fileno(), select.EPOLLIN)
         self._push(slot)
         # With idle processes left the pool is filled when calls end, not when they begin, so that

@@ -41,10 +41,11 @@ Measure = Callable[[int, float], Sample]
 
 
 class Result(NamedTuple):
-    """The rows, and what the load generator itself used for each, in us a call."""
+    """The rows, what the load generator itself used for each in us a call, and other counts."""
 
     rows: list[Row]
     load_us: dict[str, float]
+    counts: Mapping[str, object] = {}
 
 
 @dataclass

@@ -10,7 +10,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks import bus, ledger, load
+from benchmarks import bus, ledger, load, sandbox
 from benchmarks.machine import describe
 from benchmarks.measure import BenchFailed, Row
 from benchmarks.plot import plot
@@ -18,7 +18,7 @@ from benchmarks.processes import temporary_folder
 
 BENCHES = {
     "bus": (bus.run, bus.NAMES), "ledger": (ledger.run, ledger.NAMES),
-    "load": (load.run, load.NAMES),
+    "load": (load.run, load.NAMES), "sandbox": (sandbox.run, sandbox.NAMES),
 }
 
 
@@ -52,6 +52,7 @@ def main(root: str, arguments: list[str]) -> int:
             "rounds": options.rounds,
             "seconds": options.seconds,
             "load_generator_cpu_us": result.load_us,
+            **result.counts,
         },
     }
     if options.plot:
@@ -107,7 +108,7 @@ def _rounded(value: object) -> object:
 
 
 def _print_table(rows: list[Row], machine: object) -> None:
-    form = "{:<17}{:>10}{:>11}{:>11}{:>10}{:>9}{:>8}"
+    form = "{:<25}{:>10}{:>11}{:>11}{:>10}{:>9}{:>8}"
     print(form.format(*Row._fields))
     for row in rows:
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
@@ -121,7 +122,7 @@ def _print_table(rows: list[Row], machine: object) -> None:
 def _words(value: object) -> str:
     """Write one fact about the machine for a person."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {figure:.0f}" for key, figure in value.items())
+        return ", ".join(f"{key} {_words(figure)}" for key, figure in value.items())
     if isinstance(value, float):
-        return f"{value:,.2f}"
+        return f"{value:,.2f}" if abs(value) < 10 else f"{value:,.0f}"
     return "not measured" if value is None else str(value)

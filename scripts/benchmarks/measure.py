@@ -36,6 +36,16 @@ class Traffic(Protocol):
         """
 
 
+class Peer(Protocol):
+    """Where requests go and replies come from: a socket, or something that stands for several."""
+
+    def send(self, data: bytes) -> object:
+        """Send one request. Raises `zmq.Again` when nobody takes it in time."""
+
+    def recv(self) -> bytes:
+        """Receive one reply. Raises `zmq.Again` when none comes in time."""
+
+
 class Sample(NamedTuple):
     """One round of one row. Times in us; `cpu_us` and `load_us` are processor time a call."""
 
@@ -72,7 +82,7 @@ def percentiles(times_us: list[float]) -> tuple[float, float]:
 
 
 def closed_loop(
-    socket: zmq.Socket[bytes],
+    socket: Peer,
     traffic: Traffic,
     in_flight: int,
     seconds: float,
@@ -112,7 +122,7 @@ def closed_loop(
 
 
 def paced(
-    socket: zmq.Socket[bytes],
+    socket: Peer,
     traffic: Traffic,
     interval_s: float,
     seconds: float,
@@ -134,14 +144,14 @@ def paced(
     return Sample(*percentiles(times), calls / elapsed, used / calls, load / calls)
 
 
-def _send(socket: zmq.Socket[bytes], frame: bytes) -> None:
+def _send(socket: Peer, frame: bytes) -> None:
     try:
         socket.send(frame)
     except zmq.Again:
         raise BenchFailed("a peer took no request for 15 s") from None
 
 
-def _receive(socket: zmq.Socket[bytes]) -> bytes:
+def _receive(socket: Peer) -> bytes:
     try:
         return socket.recv()
     except zmq.Again:

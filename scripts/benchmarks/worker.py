@@ -13,8 +13,9 @@ import os
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 import msgspec
 import zmq
@@ -27,14 +28,39 @@ from broker.launchers.process import worker_command, worker_environment
 from schemas import codec
 from schemas.launch import LaunchDocument
 from schemas.messages import Ready, Run
-from schemas.payloads import JSONPayload
+from schemas.packages import PackageFolder
+from schemas.payloads import JSONPayload, Payload
 
-CONCURRENCY = 64
-_TICK_US = 1e6 / os.sysconf("SC_CLK_TCK")
-_KEY = bytes(range(32))
+CONCURRENCY: Final = 64
+END_S: Final = 5.0
+_TICK_US: Final = 1e6 / os.sysconf("SC_CLK_TCK")
+_PUBLISHER_KEY: Final = bytes(range(32))
 
 
-class CallResult(msgspec.Struct, tag_field="type", tag="call_result"):
+@dataclass(frozen=True)
+class Plan:
+    """A worker to start, and the call that is made again and again.
+
+    Attributes:
+        plugin: the plugin's folder beside this file.
+        method: what is called.
+        payload: with what.
+        answer: the JSON that must come back.
+        pool_size: how many call processes may wait.
+        grants: capabilities with what they open.
+        packages: the folder of approved packages, and its modules.
+    """
+
+    plugin: str = "plugin"
+    method: str = "echo"
+    payload: Payload = field(default_factory=lambda: JSONPayload(DOCUMENT))
+    answer: bytes = DOCUMENT
+    pool_size: int = 4
+    grants: Mapping[str, str] = field(default_factory=dict)
+    packages: tuple[PackageFolder, tuple[str, ...]] | None = None
+
+
+class _CallResult(msgspec.Struct, tag_field="type", tag="call_result"):
     """A worker's answer, as much of it as a bench looks at."""
 
     call: int
@@ -47,44 +73,49 @@ class _CallFailure(msgspec.Struct, tag_field="type", tag="call_failure"):
 
 
 class RunTraffic:
-    """Orders to run the echo method, and their results."""
+    """Orders to run one method, and their results.
 
-    def __init__(self) -> None:
+    Attributes:
+        sent: how many there were.
+    """
+
+    def __init__(self, plan: Plan) -> None:
         """Begin at zero."""
-        self._sent = 0
-        self._decoder = msgspec.msgpack.Decoder(CallResult | _CallFailure)
+        self._plan = plan
+        self.sent = 0
+        self._decoder = msgspec.msgpack.Decoder(_CallResult | _CallFailure)
         self._id = str(uuid.uuid4())
 
     def request(self) -> tuple[int, bytes]:
         """Give the next number and its frame."""
-        self._sent += 1
+        self.sent += 1
         order = Run(
-            call=self._sent, method="echo", payload=JSONPayload(DOCUMENT), timeout_ms=10_000,
-            request_id=self._id,
+            call=self.sent, method=self._plan.method, payload=self._plan.payload,
+            timeout_ms=10_000, request_id=self._id,
         )  # fmt: skip
-        return self._sent, codec.encode(order)
+        return self.sent, codec.encode(order)
 
     def accept(self, reply: bytes) -> int:
-        """Take a reply, which must be the document."""
+        """Take a reply, which must be the plan's answer."""
         message = self._decoder.decode(memoryview(reply)[4:])
         if isinstance(message, _CallFailure):
             raise BenchFailed(f"the worker failed a call: {message.code}")
-        if message.payload.data != DOCUMENT:
-            raise BenchFailed("the worker returned another document than it was given")
+        if message.payload.data != self._plan.answer:
+            raise BenchFailed("the worker returned another document than it should")
         return message.call
 
 
 class Counts(NamedTuple):
-    """What the processes of a worker have used so far: page faults, and processor time in us."""
+    """What the processes of a worker have used so far: processor time in us, and page faults."""
 
     supervisor_us: float
     zygote_us: float
     calls_us: float
-    zygote_faults: int
-    call_faults: int
+    zygote_faults: float
+    call_faults: float
 
-    def per(self, before: Counts, calls: int) -> Counts:
-        """The difference to an earlier reading for each of a number of calls."""
+    def since(self, before: Counts, calls: int) -> Counts:
+        """What was used since an earlier reading, for each of a number of calls."""
         return Counts(*((now - then) / calls for now, then in zip(self, before, strict=True)))
 
 
@@ -99,48 +130,69 @@ class RunningWorker(NamedTuple):
         """Read /proc, see proc_pid_stat(5)."""
         supervisor, zygote = _stat(self.supervisor), _stat(self.zygote)
         return Counts(
-            (supervisor[13] + supervisor[14]) * _TICK_US,
+            (supervisor[11] + supervisor[12]) * _TICK_US,
+            (zygote[11] + zygote[12]) * _TICK_US,
             (zygote[13] + zygote[14]) * _TICK_US,
-            (zygote[15] + zygote[16]) * _TICK_US,
-            zygote[9],
-            zygote[10],
+            zygote[7],
+            zygote[8],
         )
+
+    def cpu_us(self) -> float:
+        """Processor time of all three kinds of process so far."""
+        return sum(self.counts()[:3])
 
 
 def _stat(pid: int) -> list[int]:
+    """The numbers of /proc/PID/stat behind the state, from the parent's pid on, at 1."""
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()
-    return [0, 0, 0, *(int(field) for field in fields[1:])]
+    return [0, *map(int, fields[1:])]
 
 
-@contextlib.contextmanager
-def worker(
-    root: str, folder: str, *, plugin: str = "plugin", pool_size: int = 4
-) -> Iterator[RunningWorker]:
-    """Run a worker for the bench's plugin until the block ends.
+def write_bundle(root: str, folder: str, plan: Plan) -> LaunchDocument:
+    """Pack the plan's plugin and write the orders for a worker of it.
 
     Args:
         root: the project's folder.
         folder: an existing folder for bundle and socket.
-        plugin: the plugin's folder beside this file.
-        pool_size: how many call processes wait.
+        plan: what to run.
     """
-    source = read_folder(os.path.join(root, "scripts", "benchmarks", plugin))
-    data = sign(pack(source, "development").data, [_KEY]).data
+    source = read_folder(os.path.join(root, "scripts", "benchmarks", plan.plugin))
+    data = sign(pack(source, "development").data, [_PUBLISHER_KEY]).data
     name = uuid.uuid4().hex
     bundle = os.path.join(folder, f"{name}.omegaplugin")
     with open(bundle, "wb") as file:
         file.write(data)
+    packages, modules = plan.packages or (None, ())
+    limits = source.source.limits
+    return msgspec.convert(
+        {
+            "format": "omega-launch/1", "incarnation": name, "plugin": source.source.id,
+            "version": source.source.version, "plugin_digest": hashlib.sha256(data).hexdigest(),
+            "bundle": bundle, "endpoint": f"ipc://{folder}/{name[:8]}", "server_key": "0" * 40,
+            "worker_secret_key": "0" * 40,
+            "limits": {**msgspec.to_builtins(limits), "concurrency": CONCURRENCY},
+            "grants": tuple(plan.grants), "grant_values": dict(plan.grants),
+            "expires_at_us": int((time.time() + 3600) * 1_000_000), "pool_size": plan.pool_size,
+            "modules": modules, "packages": packages and msgspec.to_builtins(packages),
+        },
+        LaunchDocument,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def worker(root: str, folder: str, plan: Plan) -> Iterator[RunningWorker]:
+    """Run a worker until the block ends.
+
+    Raises:
+        BenchFailed: it did not become ready.
+    """
     server_public, server_secret = zmq.curve_keypair()
     _, secret = zmq.curve_keypair()
-    limits = msgspec.structs.replace(source.source.limits, concurrency=CONCURRENCY)
-    launch = LaunchDocument(
-        format="omega-launch/1", incarnation=name, plugin=source.source.id,
-        version=source.source.version, plugin_digest=hashlib.sha256(data).hexdigest(),
-        bundle=bundle, endpoint=f"ipc://{folder}/{name[:8]}", server_key=server_public.decode(),
-        worker_secret_key=secret.decode(), limits=limits, grants=(),
-        expires_at_us=int((time.time() + 60) * 1_000_000), pool_size=pool_size,
-    )  # fmt: skip
+    launch = msgspec.structs.replace(
+        write_bundle(root, folder, plan), server_key=server_public.decode(),
+        worker_secret_key=secret.decode(),
+    )
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.curve_server = True
@@ -154,7 +206,19 @@ def worker(
                 raise BenchFailed("the worker did not become ready within 15 s") from None
             if not isinstance(ready, Ready):
                 raise BenchFailed(f"the worker did not start: {ready}")
-            yield RunningWorker(socket, supervisor, ready.attestation.zygote_pid)
+            running = RunningWorker(socket, supervisor, ready.attestation.zygote_pid)
+            below = [running.zygote, _stat(running.zygote)[1]]
+            yield running
+    _wait_gone(below)
+
+
+def _wait_gone(pids: list[int]) -> None:
+    """Wait for the zygote and the process that waits for it: they end when their worker has."""
+    deadline = time.monotonic() + END_S
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        if time.monotonic() > deadline:
+            raise BenchFailed("a zygote outlived its worker")
+        time.sleep(0.001)
 
 
 @contextlib.contextmanager
@@ -165,7 +229,7 @@ def _started(launch: LaunchDocument) -> Iterator[int]:
     with subprocess.Popen(
         worker_command(document_read, life_read), pass_fds=(document_read, life_read),
         env=worker_environment(), cwd="/",
-    ) as process:
+    ) as process:  # fmt: skip
         os.close(document_read)
         os.close(life_read)
         with os.fdopen(document_write, "wb") as pipe:

@@ -4,6 +4,7 @@ nothing behind. No figure is judged here: that is for a quiet machine and a read
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,34 @@ def test_ledger_prints_every_row_and_leaves_nothing(tmp_path: Path) -> None:
         "prove", "prove_evicted", "prove_consistency", "recover_segment",
     ]
     assert all(row["per_s"] > 0 and row["p50_us"] > 0 for row in rows)
+    assert ended.left == []
+
+
+@pytest.mark.system
+@pytest.mark.jail
+def test_sandbox_measures_the_worker_alone_and_leaves_nothing(tmp_path: Path) -> None:
+    """Each kind of contestant runs, counts stand with the machine, and nothing is left behind."""
+    names = "worker,worker_paced,reply_paced,pool_1,zygotes_2,handed,bubblewrap,jail_full,jail_none"
+    ended = _bench(
+        tmp_path, "sandbox", "--rounds", "1", "--seconds", "0.05", "--output", "json",
+        "--only", f"{names},fork_zygote",
+    )  # fmt: skip
+
+    assert ended.status == 0, ended.errors
+    document = json.loads(ended.output)
+    rows, machine = document["rows"], document["machine"]
+    assert all(set(row) == ROW for row in rows)
+    found = {(row["name"], row["in_flight"]) for row in rows}
+    wanted = {
+        *(("worker", depth) for depth in (1, 32)), *(("handed", depth) for depth in (1, 32)),
+        *(("fork_zygote", depth) for depth in (1, 32)), ("pool_1", 32), ("zygotes_2", 32),
+        ("worker_paced", 1), ("reply_paced", 1), ("jail_full", 1), ("jail_none", 1),
+    }
+    missing = set() if shutil.which("bwrap") else {"bubblewrap"}
+    assert found == wanted | {("bubblewrap", 1) for _ in range(1 - len(missing))}
+    assert set(machine["missing"]) == missing
+    assert machine["page_faults_by_process"]["worker@1 call"] > 50
+    assert machine["idle_call_process_kb"]["RssAnon"] > 1000
     assert ended.left == []
 
 
