@@ -6,11 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.authoring.folders import ENVIRONMENT, PLUGIN, TOML, plugin_folder
-
-pytestmark = [pytest.mark.jail, pytest.mark.system]
 
 TESTS = r'''
 import time

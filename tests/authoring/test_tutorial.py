@@ -14,8 +14,6 @@ import pytest
 from broker.authoring.hazards import hazards
 from tests.authoring.folders import ENVIRONMENT, ROOT
 
-pytestmark = [pytest.mark.jail, pytest.mark.system]
-
 PAGE = ROOT / "docs" / "tutorial" / "first-plugin.md"
 BLOCK = re.compile(r"^```(\w+) ?([\w.]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
