@@ -113,12 +113,15 @@ class Core:
         state = self._at(now)
         state.began_us = now
         state.steady_offset_us = state.wall_us - now
-        for plugin, version in damaged:
+        # A crash may have kept the witness's word and lost what follows from it.
+        escapes = state.inventory.escapes
+        for plugin, version in sorted({*damaged, *escapes}):
             record = state.inventory.record(plugin, version)
             if record is not None and state.inventory.may(record, "quarantine"):
-                state.append(
-                    PluginQuarantine(plugin=plugin, version=version, reason="bundle_damaged")
-                )
+                state.append(PluginQuarantine(
+                    plugin=plugin, version=version, reason="probe_succeeded"
+                    if (plugin, version) in escapes else "bundle_damaged",
+                ))
         self._invocations.abandon_all()
         return state.take()
 

@@ -34,8 +34,12 @@ from schemas.events import (
     PolicyChange,
     Revoke,
     TrustChange,
+    WorkerExit,
+    WorkerProbe,
+    WorkerStart,
 )
 from schemas.names import Role
+from schemas.witness import escaped
 
 _ROLES: Final[dict[str, Role]] = {
     "omega": "omega", "operator": "operator", "auditor": "auditor",
@@ -73,7 +77,8 @@ class Inventory:
 
     CONCERNS: Final[frozenset[type[EventFields]]] = frozenset({
         PluginRegister, PluginEnable, PluginDisable, PluginQuarantine, GrantChange, Revoke,
-        KeyChange, TrustChange, PolicyChange, InvokeAccept, InvokeEnd,
+        KeyChange, TrustChange, PolicyChange, InvokeAccept, InvokeEnd, WorkerStart, WorkerProbe,
+        WorkerExit,
     })
 
     def __init__(self) -> None:
@@ -85,6 +90,8 @@ class Inventory:
         self.known_keys: dict[str, Role] = {}
         self.open_invocations: dict[str, str] = {}
         self.history = History()
+        self.escapes: set[tuple[str, str]] = set()
+        self._workers: dict[str, tuple[str, str]] = {}
         self.trust_version = 0
         self.trust_sha256 = ""
         self.policy_sha256 = ""
@@ -100,6 +107,9 @@ class Inventory:
             PolicyChange: self._policy,
             InvokeAccept: self._accept,
             InvokeEnd: self._end,
+            WorkerStart: self._started,
+            WorkerProbe: self._probed,
+            WorkerExit: self._exited,
         }
         assert self._handlers.keys() == self.CONCERNS
 
@@ -243,4 +253,14 @@ class Inventory:
         self.open_invocations.pop(fields.request_id, None)
         self.history.ended(fields, seq)
 
+    def _started(self, fields: WorkerStart, _seq: int) -> None:
+        self._workers[fields.incarnation] = fields.plugin, fields.version
 
+    def _probed(self, fields: WorkerProbe, _seq: int) -> None:
+        """Remember a version whose jail did not hold: a crash may have lost its quarantine."""
+        version = self._workers.get(fields.incarnation)
+        if version is not None and escaped(fields.outcomes, fields.failed):
+            self.escapes.add(version)
+
+    def _exited(self, fields: WorkerExit, _seq: int) -> None:
+        self._workers.pop(fields.incarnation, None)
