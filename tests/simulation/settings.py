@@ -24,8 +24,6 @@ POLICY = Policy(quotas=Quotas(
     in_flight_max=5, calls_per_second_max=90, cpu_ms_per_window_max=40, window_ms=5_000,
     plugins={"alph*": PluginQuotas(queued_max=2, output_bytes_per_window_max=300, weight=3)},
 ))
-NOT_HELD_YET = {"AUD-11"}
-"""The core compares no outputs: that a worker answered one input in two ways shows afterwards."""
 USAGE = Usage(cpu_ms=1, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
 ATTESTATION = Attestation(
     zygote_pid=7, uid=65534, landlock_abi=7, no_new_privileges=1, seccomp_mode=2,
