@@ -23,6 +23,7 @@ from tests.support.gateway import PATIENCE_S
 TCP = "tcp://127.0.0.1:*"
 PATIENT = TransportLimits(handshake_ms=30_000)
 MEBIBYTE = 1 << 20
+CROWDED_AFTER_MS = 4000
 
 
 @contextlib.contextmanager
@@ -46,10 +47,13 @@ def strangers(home: House, count: int) -> Iterator[list[socket.socket]]:
             peer = stack.enter_context(socket.socket())
             peer.setblocking(False)
             peer.connect_ex(("127.0.0.1", port))
-            # The kernel drops what comes faster than it is accepted: each is let in before the
-            # next, as long as anybody is let in at all.
+            # The kernel drops what comes faster than it is accepted, and who was dropped knocks
+            # again only seconds later: each is greeted before the next comes, as long as anybody is
+            # greeted at all. A completed connection is not yet an accepted one.
             if not crowded:
-                crowded = not select.select([], [peer], [], 0.5)[1]
+                greeting = select.poll()
+                greeting.register(peer, select.POLLIN)
+                crowded = not greeting.poll(CROWDED_AFTER_MS)
             peers.append(peer)
         yield peers
 
