@@ -105,6 +105,7 @@ class Context:
         resources: Mapping[str, bytes] | None = None,
         progress: Callable[[float, str], object] | None = None,
         log: Callable[[str], object] | None = None,
+        artifact: HandedFile | None = None,
     ) -> None:
         """Made by the call process; in an author's test every argument may be left out."""
         self.request_id = request_id
@@ -113,7 +114,7 @@ class Context:
         self._resources = resources or {}
         self._progress = progress
         self._log = log
-        self._artifact: HandedFile | None = None
+        self._artifact = artifact
         self.files = HandedFiles()
 
     def hand(self, handed: Iterable[tuple[str, int]]) -> None:

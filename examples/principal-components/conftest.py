@@ -1,0 +1,1 @@
+"""Lets pytest find plugin.py beside this file."""
