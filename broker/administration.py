@@ -92,7 +92,7 @@ class Administration:
         elif isinstance(request, RegisterPlugin):
             self._register(origin, request)
         elif isinstance(request, ValidateBundle):
-            validated = self._validate(request.bundle)
+            validated = self._validate(request)
             manifest = validated.manifest
             self._state.send(origin, Validation(
                 request_id=request.request_id, problems=tuple(validated.problems),
@@ -132,11 +132,11 @@ class Administration:
 
     # --- bundles ---
 
-    def _validate(self, bundle: bytes) -> Validated:
+    def _validate(self, request: RegisterPlugin | ValidateBundle) -> Validated:
         state = self._state
         inventory = state.inventory
         return validate_bundle(
-            bundle,
+            request.bundle,
             ValidationContext(
                 domain=state.config.domain,
                 trust=state.trust,
@@ -147,6 +147,7 @@ class Administration:
                 now_s=state.wall_us // 1_000_000,
                 revoked_keys=inventory.revoked_publisher_keys,
             ),
+            request.conformance,
         )
 
     def _highest(self, plugin: str) -> str | None:
@@ -155,7 +156,7 @@ class Administration:
 
     def _register(self, origin: Origin, request: RegisterPlugin) -> None:
         state = self._state
-        validated = self._validate(request.bundle)
+        validated = self._validate(request)
         manifest = validated.manifest
         if validated.problems or manifest is None or validated.bundle is None:
             self._reject(origin, request, validated)
@@ -170,6 +171,8 @@ class Administration:
             deterministic=tuple(
                 name for name, method in sorted(manifest.methods.items()) if method.deterministic
             ),
+            conformance_sha256=validated.conformed.sha256 if validated.conformed else None,
+            conformance_keys=validated.conformed.keys if validated.conformed else (),
             actor=origin.key_id,
         ))
         state.send(

@@ -368,17 +368,23 @@ class AdminClient(_Client):
         """Use the profile that a development home keeps for `role`."""
         return cls(os.path.join(os.path.expanduser(home), "profiles", role))
 
-    def register_plugin(self, bundle: bytes) -> messages.Registered:
-        """Register the version that a signed bundle holds."""
-        return self._ask(
-            messages.RegisterPlugin(**self._session.common(), bundle=bundle), messages.Registered
+    def register_plugin(
+        self, bundle: bytes, conformance: bytes | None = None
+    ) -> messages.Registered:
+        """Register the version that a signed bundle holds, with a signed report about it."""
+        request = messages.RegisterPlugin(
+            **self._session.common(), bundle=bundle, conformance=conformance
         )
+        return self._ask(request, messages.Registered)
 
-    def validate_bundle(self, bundle: bytes) -> messages.Validation:
+    def validate_bundle(
+        self, bundle: bytes, conformance: bytes | None = None
+    ) -> messages.Validation:
         """Hear everything that would hinder a registration."""
-        return self._ask(
-            messages.ValidateBundle(**self._session.common(), bundle=bundle), messages.Validation
+        request = messages.ValidateBundle(
+            **self._session.common(), bundle=bundle, conformance=conformance
         )
+        return self._ask(request, messages.Validation)
 
     def enable_plugin(self, plugin: str, version: str) -> messages.Enabled:
         """Let one registered version serve calls."""

@@ -83,7 +83,8 @@ POLICY_FILE: Final = "policy.toml"
 FOLDERS: Final = ("keys", "trust", "registry", "registry/bundles", "ledger", "anchor", "artifacts")
 ROOT_KEY: Final = "keys/root.key_secret"
 PUBLISHER_KEY: Final = "keys/publisher.key_secret"
-"""Only in a development home; `omega-plugin sign --key` takes them."""
+CONFORMANCE_KEY: Final = "keys/conformance.key_secret"
+"""Only in a development home; `omega-plugin sign --key` and `conform --sign-key` take them."""
 DEVELOPMENT_PUBLISHER: Final = "development"
 ENVELOPE_BYTES_MAX: Final = 4 * 1024 * 1024
 SOCKET_NAME_BYTES_MAX: Final = 24
@@ -417,10 +418,11 @@ def _default_run_directory(log_id: str, environment: Mapping[str, str]) -> str:
 
 
 def _development_root(path: str) -> bytes:
-    """Make a development home's root and publisher keys and the trust root that names them."""
-    root, publisher = new_signing_pair(), new_signing_pair()
+    """Make a development home's own signing keys and the trust root that names them."""
+    root, publisher, conformance = (new_signing_pair() for _ in range(3))
     write_secret(os.path.join(path, ROOT_KEY), root.secret)
     write_secret(os.path.join(path, PUBLISHER_KEY), publisher.secret)
+    write_secret(os.path.join(path, CONFORMANCE_KEY), conformance.secret)
     trust = TrustRoot(
         format="omega-trust/1",
         domain="development",
@@ -430,6 +432,7 @@ def _development_root(path: str) -> bytes:
         publishers={
             DEVELOPMENT_PUBLISHER: Publisher(keys=(publisher.public,), threshold=1, plugins=("*",))
         },
+        conformance_keys=(conformance.public,),
     )
     return sign_root(trust, [bytes.fromhex(root.secret)])
 

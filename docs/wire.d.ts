@@ -17,6 +17,9 @@ export type CapabilityName = string;
 /** 32 random bytes that OMEGA made. 32 bytes */
 export type CommitmentKey = Uint8Array;
 
+/** 1 to 524_288 bytes */
+export type ConformanceBytes = Uint8Array;
+
 /** integer, 0 to 2^53 - 1 */
 export type Count = number;
 
@@ -338,13 +341,17 @@ export interface ShowRequest {
   readonly target: RequestId;
 }
 
-/** Register the version that a signed bundle holds. */
+/**
+ * Register the version that a signed bundle holds.
+ * `conformance` is the envelope of a conformance report about these very bytes.
+ */
 export interface RegisterPlugin {
   readonly type: "register_plugin";
   readonly request_id: RequestId;
   readonly traceparent?: TraceParent | null;
   readonly known_size?: Count | null;
   readonly bundle: BundleBytes;
+  readonly conformance?: ConformanceBytes | null;
 }
 
 /** Say everything that would hinder a registration, and change nothing. */
@@ -354,6 +361,7 @@ export interface ValidateBundle {
   readonly traceparent?: TraceParent | null;
   readonly known_size?: Count | null;
   readonly bundle: BundleBytes;
+  readonly conformance?: ConformanceBytes | null;
 }
 
 /** Let one registered version serve calls. */

@@ -185,7 +185,10 @@ class GrantChange(EventFields, frozen=True, kw_only=True):
 
 
 class PluginRegister(EventFields, frozen=True, kw_only=True):
-    """A version entered the inventory."""
+    """A version entered the inventory.
+
+    `conformance_sha256` is over the signed bytes of the conformance report it came with.
+    """
 
     EVENT_TYPE: ClassVar[str] = "plugin.register"
     plugin: PluginId
@@ -198,6 +201,8 @@ class PluginRegister(EventFields, frozen=True, kw_only=True):
     domain: Domain
     capabilities: Annotated[tuple[CapabilityName, ...], Meta(max_length=32)] = ()
     deterministic: Annotated[tuple[MethodName, ...], Meta(max_length=64)] = ()
+    conformance_sha256: Sha256 | None = None
+    conformance_keys: Annotated[tuple[KeyId, ...], Meta(max_length=16)] = ()
     actor: Actor
 
 

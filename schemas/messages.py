@@ -48,6 +48,7 @@ CallId = Annotated[int, Meta(ge=1, le=2**53 - 1, description="A call's number at
 Nonce = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Permille = Annotated[int, Meta(ge=0, le=1000)]
 BundleBytes = Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
+ConformanceBytes = Annotated[bytes, Meta(min_length=1, max_length=512 * 1024)]
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
@@ -167,15 +168,20 @@ class ShowRequest(_Request, tag="show_request", frozen=True, kw_only=True):
 
 
 class RegisterPlugin(_Request, tag="register_plugin", frozen=True, kw_only=True):
-    """Register the version that a signed bundle holds."""
+    """Register the version that a signed bundle holds.
+
+    `conformance` is the envelope of a conformance report about these very bytes.
+    """
 
     bundle: BundleBytes
+    conformance: ConformanceBytes | None = None
 
 
 class ValidateBundle(_Request, tag="validate_bundle", frozen=True, kw_only=True):
     """Say everything that would hinder a registration, and change nothing."""
 
     bundle: BundleBytes
+    conformance: ConformanceBytes | None = None
 
 
 class EnablePlugin(_Request, tag="enable_plugin", frozen=True, kw_only=True):

@@ -102,7 +102,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of `policy.toml`.
 
     `roots` names folders beneath which `fs.read:NAME` opens files, `env` holds what `env.read:NAME`
-    reads. Both are the same for every plugin that has the grant.
+    reads. Both are the same for every plugin that has the grant. `conformance_required` is for all
+    plugins, or names those that are taken only with a signed conformance report.
     """
 
     grants: Annotated[dict[PluginGlob, GrantRule], Meta(max_length=1024)] = {}
@@ -111,5 +112,5 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: LimitMaxima = LimitMaxima()
     quotas: Quotas = Quotas()
     modules: ModuleRules = ModuleRules()
-    conformance_required: bool = False
+    conformance_required: bool | Annotated[tuple[PluginGlob, ...], Meta(max_length=256)] = False
     operators_required: Annotated[int, Meta(ge=1, le=16)] = 1

@@ -247,11 +247,12 @@ def test_every_file_of_the_jail_is_on_the_auditors_list() -> None:
 
 
 def test_decision_records_have_their_four_parts() -> None:
-    """Each record is numbered without a gap, on one page, and says what the choice costs."""
+    """Each record has a number of its own, is on one page, and says what the choice costs."""
     paths = sorted((DOCS / "decisions").glob("[0-9]*.md"))
     index = _text("docs/decisions/README.md")
 
-    assert [int(path.name[:4]) for path in paths] == list(range(1, len(paths) + 1))
+    # Numbers are given out before records are written, so there may be a gap for a while.
+    assert len({path.name[:4] for path in paths}) == len(paths)
     for path in paths:
         text = path.read_text("utf-8")
         assert text.startswith(f"# {path.name[:4]} "), path

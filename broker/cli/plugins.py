@@ -99,23 +99,27 @@ def show_plugin(plugin: str) -> None:
 @plugins.command("register")
 @read_options
 @click.argument("file", type=_FILE)
-def register(file: str) -> None:
+@click.option("--conformance", type=_FILE, metavar="REPORT", help="A signed conformance report.")
+def register(file: str, conformance: str | None) -> None:
     """Register the version that a signed bundle holds; it serves nothing before it is enabled."""
     with admin_client() as client:
-        _answer("omega.registered/1", client.register_plugin(_read(file)))
+        report = None if conformance is None else _read(conformance)
+        _answer("omega.registered/1", client.register_plugin(_read(file), report))
 
 
 @plugins.command("validate")
 @read_options
 @click.argument("file", type=_FILE)
-def validate(file: str) -> int:
+@click.option("--conformance", type=_FILE, metavar="REPORT", help="A signed conformance report.")
+def validate(file: str, conformance: str | None) -> int:
     """Say everything that would hinder a registration, and change nothing."""
     import msgspec
 
     from broker.cli.problems import EXIT_CODES
 
     with admin_client() as client:
-        answer = client.validate_bundle(_read(file))
+        report = None if conformance is None else _read(conformance)
+        answer = client.validate_bundle(_read(file), report)
     problems = answer.problems
     rows = [(one.code, one.where, one.found, one.expected, one.remedy) for one in problems]
     facts = [("plugin", answer.plugin), ("version", answer.version), ("problems", len(problems))]

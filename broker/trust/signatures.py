@@ -25,6 +25,7 @@ from nacl.signing import SigningKey, VerifyKey
 
 from broker.trust.errors import TrustRefused, printable
 from schemas.canonical import struct_bytes
+from schemas.conformance import CONFORMANCE_PAYLOAD_TYPES
 from schemas.manifest import PAYLOAD_TYPES, Envelope, Signature, pre_authentication_encoding
 from schemas.refusals import RefusalCode
 from schemas.trust import TRUST_PAYLOAD_TYPES
@@ -32,7 +33,9 @@ from schemas.trust import TRUST_PAYLOAD_TYPES
 ENVELOPE_BYTES_MAX: Final = 2 * 1024 * 1024 + 16 * 1024
 """Largest envelope: the bound of its payload text and some room for signatures."""
 
-_DOMAINS: Final = frozenset({*PAYLOAD_TYPES.values(), *TRUST_PAYLOAD_TYPES.values()})
+_DOMAINS: Final = frozenset(
+    {*PAYLOAD_TYPES.values(), *TRUST_PAYLOAD_TYPES.values(), *CONFORMANCE_PAYLOAD_TYPES.values()}
+)
 _decoder: Final = msgspec.json.Decoder(Envelope)
 
 

@@ -24,6 +24,7 @@ import msgspec
 
 from broker.policy import Denied, denied_limits, denied_modules, effective
 from broker.trust.bundles import Bundle, read_bundle
+from broker.trust.conformance import WHERE, Conformed, check_report, is_required
 from broker.trust.errors import TrustRefused
 from broker.trust.json_schemas import admit
 from broker.trust.manifests import PROBLEMS_MAX, problem, read_manifest
@@ -83,6 +84,7 @@ class Validated(NamedTuple):
     bundle_sha256: str
     signing_keys: tuple[str, ...]
     bundle: Bundle | None
+    conformed: Conformed | None = None
 
 
 class Registered(NamedTuple):
@@ -101,12 +103,16 @@ class _PublisherHint(msgspec.Struct):
 _hint_decoder: Final = msgspec.json.Decoder(_PublisherHint)
 
 
-def validate_bundle(data: bytes, context: ValidationContext) -> Validated:
+def validate_bundle(
+    data: bytes, context: ValidationContext, conformance: bytes | None = None
+) -> Validated:
     """Say everything that hinders a registration of this bundle.
 
     Args:
         data: the bundle's bytes, from anyone.
         context: what is known here and now.
+        conformance: the envelope of a conformance report; one that does not count is a problem,
+            asked for or not.
 
     Returns:
         The problems in the order of the checks, and what could be established.
@@ -121,10 +127,31 @@ def validate_bundle(data: bytes, context: ValidationContext) -> Validated:
     manifest, problems = read_manifest(payload)
     if manifest is not None:
         problems = list(itertools.islice(_meaning(manifest, bundle, context), PROBLEMS_MAX))
+    conformed = None
+    try:
+        if manifest is not None:
+            conformed = _conformed(manifest.id, digest, context, conformance)
+    except TrustRefused as refused:
+        problems.append(_as_problem(refused))
     manifest_digest = hashlib.sha256(payload).hexdigest()
     return Validated(
-        tuple(problems), manifest, manifest_digest, digest, verified.key_ids, bundle
+        tuple(problems), manifest, manifest_digest, digest, verified.key_ids, bundle, conformed
     )
+
+
+def _conformed(
+    plugin: str, digest: str, context: ValidationContext, conformance: bytes | None
+) -> Conformed | None:
+    """Check the report that came along; none is right where policy wants none."""
+    if conformance is not None:
+        return check_report(conformance, digest, context.trust, context.revoked_keys)
+    if is_required(plugin, context.policy):
+        raise TrustRefused(
+            RefusalCode.CONFORMANCE_REQUIRED, "policy.toml wants a signed conformance report",
+            where=WHERE, hint="Run omega-plugin conform BUNDLE --sign-key FILE -o REPORT and "
+            "register with --conformance REPORT.",
+        )
+    return None
 
 
 def load_registered(
@@ -360,11 +387,6 @@ def _wishes(manifest: PluginManifest, context: ValidationContext) -> Iterator[Pr
     denied += denied_modules(plugin, manifest.modules, policy)
     for where, refused in denied:
         yield _denied(where, refused)
-    if policy.conformance_required:
-        yield problem(
-            RefusalCode.CONFORMANCE_REQUIRED, "policy.toml", "no signed conformance report",
-            "a report of this bundle signed by a conformance key",
-        )
 
 
 def _denied(where: str, denied: Denied) -> Problem:

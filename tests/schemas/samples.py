@@ -106,8 +106,8 @@ FROM_OMEGA: tuple[messages.FromOmega, ...] = (
 )
 FROM_ADMIN: tuple[messages.FromAdmin, ...] = (
     *READS,
-    messages.RegisterPlugin(**_R, bundle=b"PK\x05\x06"),
-    messages.ValidateBundle(**_R, bundle=b"PK\x05\x06"),
+    messages.RegisterPlugin(**_R, bundle=b"PK\x05\x06", conformance=b'{"payload":""}'),
+    messages.ValidateBundle(**_R, bundle=b"PK\x05\x06", conformance=b'{"payload":""}'),
     messages.EnablePlugin(**_R, plugin="word-count", version="1.2.0"),
     messages.DisablePlugin(**_R, plugin="word-count"),
     messages.Approve(**_R, plugin="word-count", version="1.2.0", diff_digest=DIGEST_A),
@@ -303,6 +303,8 @@ EVENTS: tuple[events.EventFields, ...] = (
         domain="development",
         capabilities=("clock.read",),
         deterministic=("count",),
+        conformance_sha256=DIGEST_B,
+        conformance_keys=(KEY_ID,),
         actor=KEY_ID,
     ),
     events.PluginReject(

@@ -240,7 +240,7 @@ CASES: dict[str, Case] = {
     ),
     "a conformance report is wanted": (
         bundle, lambda: context(policy=Policy(conformance_required=True)),
-        [("conformance_required", "policy.toml")],
+        [("conformance_required", "conformance")],
     ),
     "signed bytes that are no JSON": (
         lambda: bundle(payload=b"hello"), context, [("manifest_invalid", "$")]
