@@ -7,10 +7,9 @@ read again only against the digest that the ledger holds. It leaves that check t
 
 from __future__ import annotations
 
-import contextlib
 import os
 
-from broker.keys import sync_directory
+from broker.durable import replace_file
 
 
 class BundleFolder:
@@ -30,22 +29,7 @@ class BundleFolder:
         Raises:
             OSError: the volume refused.
         """
-        path = self.path(bundle_sha256)
-        unfinished = f"{path}.new"
-        descriptor = os.open(
-            unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(unfinished, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)
-            raise
-        sync_directory(self._directory)
+        replace_file(self.path(bundle_sha256), data)
 
     def read(self, bundle_sha256: str, *, bytes_max: int) -> bytes | None:
         """Read a bundle's file, or None when it is absent, unreadable or too long."""

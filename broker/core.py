@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from broker.administration import Administration
-from broker.effects import Effect, Origin
+from broker.effects import Effect, Origin, StoreTrust
 from broker.inventory import Inventory
 from broker.invocations import Ending, Invocations
 from broker.lifecycle import GATEWAY, MAY_SEND
@@ -27,6 +27,7 @@ from broker.orchestrator.pipelines import Pipelines
 from broker.reload import Settings, take_settings
 from broker.state import State
 from broker.supervision import Supervision
+from broker.trusting import Trusting
 from schemas import codec
 from schemas.events import (
     Event,
@@ -53,6 +54,7 @@ from schemas.messages import (
     Pong,
     ProbeReport,
     Ready,
+    SetTrust,
     StepResult,
     type_name,
 )
@@ -79,6 +81,7 @@ class Core:
         self._administration = Administration(
             state, self._workers, self._invocations.end_revoked
         )
+        self._trusting = Trusting(state, self._workers, self._invocations.end_revoked)
 
     def _start(self, pool: Pool) -> None:
         self._workers.ensure(pool)
@@ -170,7 +173,13 @@ class Core:
         self.state.now = now
         return self.state
 
-    # --- the ledger speaks back ---
+    # --- the shell speaks back ---
+
+    def trust_kept(self, proposed: StoreTrust, failure: str, now: int) -> list[Effect]:
+        """A trust root lies durably in the home, or could not be kept: then nothing changes."""
+        self._at(now)
+        self._trusting.kept(proposed, failure)
+        return self.state.take()
 
     def recorded(self, fields: EventFields, seq: int) -> None:
         """Take in an event that the shell has put into the ledger; the inventory is their fold."""
@@ -226,6 +235,8 @@ class Core:
             self._pipelines.accept(origin, request)
         elif isinstance(request, Cancel):
             self._pipelines.cancel(origin, request)
+        elif isinstance(request, SetTrust):
+            self._trusting.propose(origin, request)
         else:
             self._administration.handle(origin, request)
         return state.take_answer(origin, request.known_size)

@@ -13,9 +13,10 @@ from typing import Literal
 
 import msgspec
 
+from broker.trust.roots import Root
 from schemas.events import EventFields
 from schemas.manifest import Limits
-from schemas.messages import Reply, ToWorker
+from schemas.messages import Reply, SetTrust, ToWorker
 
 Front = Literal["front.omega", "front.admin"]
 
@@ -79,6 +80,14 @@ class StoreBundle(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
+class StoreTrust(msgspec.Struct, frozen=True, gc=False):
+    """Keep a trust root that may follow; the core goes on when it is durable, or is not."""
+
+    to: Origin
+    request: SetTrust
+    root: Root
+
+
 class Evidence(msgspec.Struct, frozen=True, gc=False):
     """Answer a read of the ledger: of what was committed before this turn, with the newest head."""
 
@@ -97,4 +106,4 @@ class SetKeys(msgspec.Struct, frozen=True, gc=False):
     keys: dict[str, str]
 
 
-Effect = Append | Send | Order | Spawn | Kill | StoreBundle | Evidence | SetKeys
+Effect = Append | Send | Order | Spawn | Kill | StoreBundle | StoreTrust | Evidence | SetKeys

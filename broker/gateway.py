@@ -17,7 +17,7 @@ specification INV-PNP-07, INV-PNP-10; docs/ARCHITECTURE.md.
 from __future__ import annotations
 
 import os
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -44,12 +44,13 @@ from broker.effects import (
     SetKeys,
     Spawn,
     StoreBundle,
+    StoreTrust,
 )
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import Exited, LocalLauncher, Started
 from broker.ledger.commit import Appended, Ledger
 from broker.policy import approved_modules, grant_values, package_folder
-from broker.reload import Settings
+from broker.shell import BundleStore, Clock, SignalSource, TrustStore
 from broker.sockets import TransportRefused
 from broker.transport import SendOutcome, Transport
 from schemas import codec
@@ -73,44 +74,6 @@ SETTLE_MS: Final = 250
 """How long the second of a worker's two ends, connection and process, is waited for."""
 
 
-class BundleStore(Protocol):
-    """Where bundles lie, by digest."""
-
-    def store(self, bundle_sha256: str, data: bytes) -> None:
-        """Keep a bundle, durable when this returns."""
-
-    def path(self, bundle_sha256: str) -> str:
-        """Give the path of a bundle's file."""
-
-
-class Signalled(NamedTuple):
-    """How many requests to stop came, and the settings to go on under if they were read again."""
-
-    stops: int
-    settings: Settings | None = None
-
-
-class SignalSource(Protocol):
-    """Signals to the process, as something to watch."""
-
-    @property
-    def fd(self) -> int:
-        """The descriptor that becomes readable when there are signals."""
-
-    def take(self) -> Signalled:
-        """Give what came since the last time."""
-
-
-class Clock(Protocol):
-    """The two clocks, in us. The ledger stamps events with what `tick` read last."""
-
-    def tick(self) -> int:
-        """Read both clocks and give the monotonic time."""
-
-    def wall_us(self) -> int:
-        """Give the wall time of the last tick."""
-
-
 class _Leaving(NamedTuple):
     """A worker of whose end one half was seen: until when the other is waited for; its status."""
 
@@ -131,6 +94,7 @@ class Gateway:
         launcher: LocalLauncher,
         external: ExternalLauncher,
         bundles: BundleStore,
+        trust: TrustStore,
         artifacts: str,
         signals: SignalSource,
         clock: Clock,
@@ -142,12 +106,13 @@ class Gateway:
         self._launcher = launcher
         self._external = external
         self._bundles = bundles
+        self._trust = trust
         self._artifacts = artifacts
         self._signals = signals
         self._clock = clock
         self._last = Appended(0, "")
         self._outbox: list[tuple[Origin | str, bytes, FrameOut]] = []
-        self._after: list[Spawn | Kill | SetKeys] = []
+        self._after: list[Spawn | Kill | SetKeys | StoreTrust] = []
         self._answers = Answers(ledger, self._unreadable)
         self._leaving: dict[str, _Leaving] = {}
         transport.watch(launcher.fd)
@@ -293,6 +258,8 @@ class Gateway:
                     # Nothing that this bundle's registration would bring about happens.
                     self._not_stored(effect, effects, error)
                     return
+            elif isinstance(effect, StoreTrust):
+                self._store_trust(effect)
             elif isinstance(effect, Evidence):
                 answer = self._answers.evidence(effect)
                 self._send(Send(effect.to, answer, receipt=True, known_size=effect.known_size))
@@ -315,6 +282,17 @@ class Gateway:
                     registered.request_id, RefusalCode.LOW_SPACE,
                     f"the bundle cannot be stored ({error.strerror})",
                 )))
+
+    def _store_trust(self, effect: StoreTrust) -> None:
+        """Keep a root before its event; it is laid in place once that event is durable."""
+        failure = ""
+        try:
+            self._trust.keep(effect.request.envelope, effect.root.trust.version)
+        except OSError as error:
+            failure = error.strerror or str(error)
+        else:
+            self._after.append(effect)
+        self.perform(self._core.trust_kept(effect, failure, self._clock.tick()))
 
     def _unreadable(self) -> None:
         """Say once that the stored ledger cannot be read back."""
@@ -370,6 +348,8 @@ class Gateway:
                 self._transport.close_worker(effect.incarnation)
                 self._launcher.kill(effect.incarnation)
                 self._external.withdraw(effect.incarnation)
+            elif isinstance(effect, StoreTrust):
+                self._trust.install()
             else:
                 self._transport.set_keys(effect.front, effect.keys)
         if ledger.roll_due:

@@ -51,14 +51,8 @@ from broker.keys import (
 from broker.policy import POLICY_BYTES_MAX, load_policy
 from broker.store import check_folders
 from broker.trust.errors import TrustRefused
-from broker.trust.roots import (
-    KEPT_TRUST_FILE,
-    TRUST_FILE,
-    Root,
-    check_succession,
-    load_first_root,
-    sign_root,
-)
+from broker.trust.roots import TRUST_FILE, Root, load_first_root, sign_root
+from broker.trust_folder import ENVELOPE_BYTES_MAX
 from schemas.names import Domain, Role
 from schemas.policy import Policy
 from schemas.profile import ClientProfile
@@ -75,7 +69,6 @@ __all__ = [
     "load_home",
     "new_profile",
     "prepare_run_directory",
-    "settle_trust",
 ]
 
 CONFIG_FILE: Final = "gateway.toml"
@@ -86,7 +79,6 @@ PUBLISHER_KEY: Final = "keys/publisher.key_secret"
 CONFORMANCE_KEY: Final = "keys/conformance.key_secret"
 """Only in a development home; `omega-plugin sign --key` and `conform --sign-key` take them."""
 DEVELOPMENT_PUBLISHER: Final = "development"
-ENVELOPE_BYTES_MAX: Final = 4 * 1024 * 1024
 SOCKET_NAME_BYTES_MAX: Final = 24
 """The longest name of a socket in the run directory, its slash included."""
 
@@ -227,39 +219,6 @@ def load_home(
     home = Home(path, config, policy, trust, keys, clients, run_directory)
     check_folders(policy, home.writable)
     return home
-
-
-def settle_trust(home: Home, pinned_version: int, pinned_sha256: str) -> None:
-    """Hold a home's trust root to the one the ledger saw last; keep it, for the one after it.
-
-    Args:
-        home: the home, whose root was read as if it were the first.
-        pinned_version: version of the root that the ledger saw last, 0 when there was none.
-        pinned_sha256: SHA-256 of that root's signed bytes, empty when there was none.
-
-    Raises:
-        HomeRefused: `trust_version_not_raised`, `trust_invalid` or `domain_mismatch`.
-    """
-    with _refusals(os.path.join(home.path, TRUST_FILE)):
-        check_succession(
-            pinned_version, pinned_sha256, home.trust, _kept_root(home.path, pinned_version)
-        )
-        if _kept_root(home.path, home.trust.trust.version) != home.trust.envelope:
-            path = _kept_root_path(home.path, home.trust.trust.version)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            _write_new(path, home.trust.envelope)
-
-
-def _kept_root_path(home: str, version: int) -> str:
-    return os.path.join(home, KEPT_TRUST_FILE.format(version=version))
-
-
-def _kept_root(home: str, version: int) -> bytes | None:
-    path = _kept_root_path(home, version)
-    if not os.path.lexists(path):
-        return None
-    return read_bounded(path, ENVELOPE_BYTES_MAX, RefusalCode.TRUST_INVALID)
 
 
 def create_home(

@@ -161,6 +161,7 @@ _READS: Final = (
 )
 _CHANGES: Final = (
     "register_plugin", "validate_bundle", "enable_plugin", "disable_plugin", "grant", "revoke",
+    "set_trust",
 )
 
 _REQUESTS: Final[dict[Role, tuple[str, ...]]] = {

@@ -30,8 +30,8 @@ from broker.bundles import BundleFolder
 from broker.configured import HomeRefused
 from broker.core import Core
 from broker.descriptors import raise_descriptor_limit
-from broker.gateway import Gateway, Signalled
-from broker.home import Home, find_home, load_home, prepare_run_directory, settle_trust
+from broker.gateway import Gateway
+from broker.home import Home, find_home, load_home, prepare_run_directory
 from broker.inventory import Inventory
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import LocalLauncher
@@ -41,10 +41,12 @@ from broker.log import Log, open_log
 from broker.policy import policy_digest
 from broker.reload import Settings, fixed_difference
 from broker.seal import refuse_connections, seal_broker
+from broker.shell import Signalled
 from broker.state import Edge, KnownKey, State
 from broker.transport import FrontSetup, Transport, TransportRefused
 from broker.trust.errors import TrustRefused
 from broker.trust.validation import load_registered
+from broker.trust_folder import TrustFolder
 from schemas.events import (
     EventFields,
     KeyChange,
@@ -187,8 +189,8 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         core = Core(_state(home, clock))
         gateway = Gateway(
             core=core, ledger=ledger, transport=transport, launcher=launcher, external=external,
-            bundles=BundleFolder(home.bundles), artifacts=home.artifacts, signals=signals,
-            clock=clock,
+            bundles=BundleFolder(home.bundles), trust=TrustFolder(home.path),
+            artifacts=home.artifacts, signals=signals, clock=clock,
         )
         _begin(home, core, gateway, ledger, clock)
         _admit(core.state, transport)
@@ -264,7 +266,9 @@ def _begin(
     state = core.state
     for event in ledger.events():
         gateway.restore(event)
-    settle_trust(home, state.inventory.trust_version, state.inventory.trust_sha256)
+    pinned = state.inventory.trust_version, state.inventory.trust_sha256
+    home = home._replace(trust=TrustFolder(home.path).settle(home.trust, *pinned))
+    state.trust, state.trust_sha256 = home.trust.trust, home.trust.sha256
     bundles = BundleFolder(home.bundles)
     damaged = list(_load_plugins(home, state, bundles))
     if ledger.recovered is not None:

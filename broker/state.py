@@ -129,7 +129,7 @@ class State:
         self._timer_number = 0
         self._effects: list[Effect] = []
         self._trusted: dict[tuple[str, str], bool] = {}
-        self._trusted_moment = (0, 0)
+        self._trusted_moment = (0, 0, 0)
 
     def reconfigure(self, config: GatewayConfig) -> None:
         """Hold everything from now on to other bounds and times."""
@@ -243,9 +243,11 @@ class State:
     def trusts(self, record: VersionRecord) -> bool:
         """Say whether the publisher of a registered version is still trusted, now.
 
-        Asked for every call, so the answer is kept for the second and until something is revoked.
+        Asked for every call, so the answer is kept for the second, and until something is revoked
+        or another root is in force.
         """
-        moment = (self.wall_us // 1_000_000, len(self.inventory.revoked_publisher_keys))
+        revoked = len(self.inventory.revoked_publisher_keys)
+        moment = (self.wall_us // 1_000_000, revoked, self.trust.version)
         if moment != self._trusted_moment:
             self._trusted.clear()
             self._trusted_moment = moment

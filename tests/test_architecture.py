@@ -35,7 +35,7 @@ PURE: Final = (
         f"broker/{name}.py"
         for name in (
             "core", "lifecycle", "effects", "inventory", "policy", "state", "invocations",
-            "supervision", "administration", "arrivals",
+            "supervision", "administration", "arrivals", "trusting", "shell",
         )
     ),
     "broker/orchestrator/**/*.py",

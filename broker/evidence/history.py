@@ -121,6 +121,7 @@ class History:
         self.accepted_us: dict[str, int] = {}
         self.untold: dict[str, InvokeEnd | InvokeRefuse] = {}
         self.condemned: set[str] = set()
+        self.doubted: set[str] = set()
         self.heard: dict[str, FrameIn] = {}
         self.pending: dict[tuple[str, str], FrameIn] = {}
         self._asked_again: Counter[tuple[str, str]] = Counter()
@@ -200,6 +201,7 @@ class History:
         self.breakers.clear()
         self.untold.clear()
         self.condemned.clear()
+        self.doubted.clear()
         self.heard.clear()
         self.pending.clear()
         self._asked_again.clear()
@@ -222,9 +224,13 @@ class History:
 
     def _trust(self, fields: TrustChange, _event: Event) -> None:
         self.trust = fields.version, fields.sha256
+        # Whose calls lose their right by it stands in the document, of which a ledger has only the
+        # digest. The same holds for a policy.
+        self.doubted = set(self.calls)
 
     def _policy(self, fields: PolicyChange, _event: Event) -> None:
         self.policy = fields.sha256
+        self.doubted = set(self.calls)
         # What policy grants stands in the policy, of which a ledger has only the digest.
         self.taken_back.clear()
 
@@ -295,6 +301,7 @@ class History:
     # --- frames ---
 
     def _in(self, fields: FrameIn, _event: Event) -> None:
+        self.doubted.clear()
         if fields.plane != "worker":
             self.heard[fields.peer] = fields
             if fields.request_id is not None:

@@ -129,10 +129,20 @@ def check_succession(
         )
     if previous_envelope is None:
         raise _invalid(f"version {pinned_version}, whose keys must have signed, is not kept here")
-    previous = load_first_root(previous_envelope, root.trust.domain)
-    if (previous.trust.version, previous.sha256) != (pinned_version, pinned_sha256):
-        raise _invalid(f"what is kept as version {pinned_version} is not what the ledger has seen")
+    previous = pinned_root(previous_envelope, root.trust.domain, pinned_version, pinned_sha256)
     load_next_root(root.envelope, previous.trust)
+
+
+def pinned_root(envelope: bytes, domain: Domain, version: int, sha256: str) -> Root:
+    """Read a root that the ledger pins, from a copy that nobody vouches for.
+
+    Raises:
+        TrustRefused: `trust_invalid`, it is another one; `domain_mismatch`.
+    """
+    root = load_first_root(envelope, domain)
+    if (root.trust.version, root.sha256) != (version, sha256):
+        raise _invalid(f"what is kept as version {version} is not what the ledger has seen")
+    return root
 
 
 def root_keys(trust: TrustRoot) -> tuple[bytes, ...]:

@@ -11,12 +11,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.home import PUBLISHER_KEY, ROOT_KEY, Home, HomeRefused, load_home, settle_trust
+from broker.home import PUBLISHER_KEY, ROOT_KEY, Home, HomeRefused, load_home
 from broker.home import create_home as create
 from broker.keys import new_signing_pair, read_secret
-from broker.trust.roots import KEPT_TRUST_FILE, TRUST_FILE, sign_root
+from broker.trust.roots import KEPT_TRUST_FILE, TRUST_FILE, Root, load_first_root, sign_root
+from broker.trust_folder import UNFINISHED, TrustFolder
 from schemas.refusals import RefusalCode
 from schemas.trust import TrustRoot
+
+
+def settle_trust(home: Home, version: int, sha256: str) -> Root:
+    """Find the root in force as a start does whose ledger pins this one."""
+    return TrustFolder(home.path).settle(home.trust, version, sha256)
 
 
 def seed(home: Home, name: str) -> bytes:
@@ -119,3 +125,67 @@ def test_a_successor_that_was_never_pinned_may_still_be_replaced(home: Home) -> 
     )
     settle_trust(other, 1, home.trust.sha256)
     assert kept(home, 2).read_bytes() == other.trust.envelope
+
+
+@pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "not pinned"])
+def test_a_crash_while_a_root_is_taken_leaves_what_the_ledger_says(
+    home: Home, pinned: bool
+) -> None:
+    """Killed between ledger and file the next start lays the pinned root in place, killed before
+    the ledger it forgets the new one; either way nothing unfinished stays behind."""
+    first = home.trust
+    document = msgspec.structs.replace(first.trust, version=2)
+    envelope = sign_root(document, [seed(home, ROOT_KEY)])
+    folder = TrustFolder(home.path)
+    folder.keep(envelope, 2)
+    seen = load_first_root(envelope, "development") if pinned else first
+
+    root = settle_trust(home, seen.trust.version, seen.sha256)
+
+    assert root == seen
+    assert load_home(home.path, environment={}).trust == seen
+    assert not Path(folder.path + UNFINISHED).exists()
+    assert settle_trust(load_home(home.path, environment={}), root.trust.version, root.sha256)
+
+
+def test_of_two_roots_in_one_turn_the_pinned_one_is_in_force(home: Home) -> None:
+    """When a crash kept only the first of two events, the first of two roots is laid in place."""
+    root = seed(home, ROOT_KEY)
+    envelopes = [
+        sign_root(msgspec.structs.replace(home.trust.trust, version=version), [root])
+        for version in (2, 3)
+    ]
+    folder = TrustFolder(home.path)
+    for version, envelope in enumerate(envelopes, 2):
+        folder.keep(envelope, version)
+    second = load_first_root(envelopes[0], "development")
+
+    assert settle_trust(home, 2, second.sha256) == second
+    assert Path(folder.path).read_bytes() == envelopes[0]
+
+
+def test_a_root_that_was_brought_wins_over_what_a_crash_left(home: Home) -> None:
+    """An operator's newer root is taken at the start, also after a crash; it is not overwritten."""
+    root = seed(home, ROOT_KEY)
+    second = sign_root(msgspec.structs.replace(home.trust.trust, version=2), [root])
+    TrustFolder(home.path).keep(second, 2)
+    pinned = load_first_root(second, "development")
+    third = bring(home, msgspec.structs.replace(home.trust.trust, version=3), [root])
+
+    assert settle_trust(third, 2, pinned.sha256) == third.trust
+
+
+def test_what_is_kept_and_installed_is_whole(home: Home) -> None:
+    """A root taken over the wire lies in its place and among those kept, for its owner alone."""
+    envelope = sign_root(
+        msgspec.structs.replace(home.trust.trust, version=2), [seed(home, ROOT_KEY)]
+    )
+    folder = TrustFolder(home.path)
+    folder.keep(envelope, 2)
+    folder.install()
+    folder.install()
+    assert Path(folder.path).read_bytes() == kept(home, 2).read_bytes() == envelope
+    assert Path(folder.path).stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in kept(home, 2).parent.iterdir()) == [
+        "root-1.dsse.json", "root-2.dsse.json", "root.dsse.json",
+    ]

@@ -14,7 +14,7 @@ from schemas.messages import FromAdmin, FromOmega
 READS = {"list_plugins", "get_plugin", "status", "ledger_head", "prove", "prove_consistency",
          "show_request"}
 CHANGES = {"register_plugin", "validate_bundle", "enable_plugin", "disable_plugin", "grant",
-           "revoke"}
+           "revoke", "set_trust"}
 ALLOWED = {
     "omega": {"invoke", "invoke_pipeline", "cancel"} | READS,
     "operator": READS | CHANGES,

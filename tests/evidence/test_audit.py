@@ -200,6 +200,10 @@ BROKEN = [
     Broken("AUD-15", "revoke", put(RIGHT, "cancelled", **revoked("client_key", "9" * 16, 3))),
     Broken("AUD-15", "end 3", changed(changed(RIGHT, "end 3", outcome="revoked", code="revoked"),
                                       "refusal 3", code="revoked")),
+    Broken("AUD-15", "end 3", put(changed(changed(
+        RIGHT, "end 3", outcome="revoked", code="revoked"), "refusal 3", code="revoked"),
+        "run 2", other=TrustChange(
+            version=2, sha256=OTHER, previous_sha256=DIGEST, actor="home"))),
     Broken("AUD-16", "run 3", RIGHT, {"run 3": 1_000_000}),
     Broken("AUD-16", "asks cancel", RIGHT, {"asks cancel": 17_000_000}),
     Broken("AUD-16", "accept 2", put(RIGHT, "result 1", breaks=BreakerChange(

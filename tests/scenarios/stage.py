@@ -43,6 +43,7 @@ from schemas.messages import (
     RegisterPlugin,
     Revoke,
     Run,
+    SetTrust,
     Step,
     StepOutput,
 )
@@ -61,11 +62,13 @@ from tests.simulation.fakes import (
     FakeLedger,
     FakeSignals,
     FakeTransport,
+    FakeTrust,
     Started,
     stand_ins,
 )
+from tests.simulation.trusts import FIRST, OTHER_SEED, envelope
 from tests.simulation.world import ATTESTATION, CONFIG, USAGE, loaded
-from tests.support.bundles import PUBLISHER_SEED, public_key_id, trust_root
+from tests.support.bundles import PUBLISHER_SEED, ROOT_SEED, public_key_id
 
 CONFIG = msgspec.structs.replace(
     CONFIG,
@@ -79,7 +82,7 @@ HIDDEN = {"bytes", "plane", "bundle_sha256", "input_commitment", "output_commitm
           "input_fingerprint", "output_fingerprint", "note_commitment", "message_commitment",
           "duration_us", "manifest_sha256", "signing_keys", "publisher", "api_version", "domain",
           "deterministic", "outcomes", "max_rss_kb_upper_bound", "cpu_ms", "wall_ms", "input_kind",
-          "output_kind", "input_bytes", "output_bytes", "launcher", "probe"}
+          "previous_sha256", "output_kind", "input_bytes", "output_bytes", "launcher", "probe"}
 
 
 class Stage:
@@ -91,6 +94,7 @@ class Stage:
         self.clock = FakeClock()
         self.ledger = FakeLedger(self.clock)
         self.bundles = FakeBundles()
+        self.trust = FakeTrust(FIRST, self.ledger)
         self.names: dict[str, str] = {OMEGA: "omega", OPERATOR: "operator"}
         self.numbers = 0
         self.workers: list[str] = []
@@ -108,13 +112,13 @@ class Stage:
             "fail": self.fail, "exit": self.exit,
             "progress": self.progress, "bye": self.bye, "garbage": self.garbage,
             "request": self.request, "hang-up": self.hang_up, "terminate": self.terminate,
-            "room": self.room,
+            "room": self.room, "trust": self.set_trust,
         }
 
     def begin(self) -> None:
         """Start a process on the ledger that is there."""
         state = State(
-            config=self.config, policy=Policy(), trust=trust_root(), trust_sha256="0" * 64,
+            config=self.config, policy=Policy(), trust=FIRST.trust, trust_sha256=FIRST.sha256,
             policy_sha256=policy_digest(Policy()), inventory=Inventory(), plugins={},
             keys={key: KnownKey(key, role, key) for key, role in KEYS.items()},
             edge=Edge(new_incarnation=self.new_worker, new_nonce=lambda: b"n" * 16,
@@ -124,6 +128,7 @@ class Stage:
         self.core = Core(state)
         for event in self.ledger.events:
             self.core.restore(event)
+        self.trust.settle(state)
         for record in state.inventory.plugins.values():
             for version in record.versions:
                 state.plugins[record.plugin, version] = loaded(record.plugin, version)
@@ -131,7 +136,7 @@ class Stage:
         self.launcher = FakeLauncher()
         self.signals = FakeSignals()
         self.gateway = Gateway(
-            **stand_ins(self.ledger, self.transport, self.launcher),
+            **stand_ins(self.ledger, self.transport, self.launcher, self.trust),
             core=self.core, bundles=self.bundles, signals=self.signals, clock=self.clock,
         )
         self.gateway.perform(self.core.begin([], self.clock.mono))
@@ -288,6 +293,13 @@ class Stage:
             key_id = public_key_id(PUBLISHER_SEED)
         return self.from_operator(Revoke(request_id=self.uuid(), kind="publisher_key", id=key_id,
                                          reason="lost"))
+
+    def set_trust(self, version: str, form: str, signer: str = "root") -> Arrival:
+        """An operator sends a trust root of a form of `tests.simulation.trusts`; `signer` is `root`
+        or `next`, the key that it is rotated to."""
+        seed = ROOT_SEED if signer == "root" else OTHER_SEED
+        return self.from_operator(SetTrust(
+            request_id=self.uuid(), envelope=envelope(int(version), form, (seed,))))
 
     def leave(self) -> Arrival | None:
         """OMEGA's connection goes: nothing can be sent to it any more."""

@@ -24,6 +24,7 @@ from schemas.events import (
     PluginQuarantine,
     PluginRegister,
     Revoke,
+    TrustChange,
     WorkerAttest,
     WorkerExit,
     WorkerProbe,
@@ -31,6 +32,7 @@ from schemas.events import (
     ZygoteRecycle,
 )
 from tests.simulation.fakes import require
+from tests.simulation.trusts import may_run
 
 OPERATOR_EVENTS = (
     PluginRegister, PluginEnable, PluginDisable, PluginApprove, GrantChange, Revoke,
@@ -96,6 +98,8 @@ class Checks:
     struck_us: dict[tuple[str, str], int] = field(default_factory=dict)
     resting: dict[tuple[str, str], int] = field(default_factory=dict)
     low: bool = False
+    trust: tuple[int, str | None] = (0, None)
+    trusted: frozenset[str] = frozenset()
 
     def take(self, event: Event) -> None:
         """Hold one event against everything before it."""
@@ -123,6 +127,7 @@ class Checks:
         elif isinstance(fields, WorkerStart):
             require((fields.plugin, fields.version) in self.registered, "unregistered worker")
             require((fields.plugin, fields.version) not in self.dead, "a dead version was started")
+            require(fields.plugin in self.trusted, "a worker was started that nobody trusts")
             grants = frozenset(fields.grants)
             effective = {one for one in self.asked[fields.plugin, fields.version]
                          if (fields.plugin, one) in self.granted}
@@ -162,6 +167,13 @@ class Checks:
         elif isinstance(fields, Revoke) and fields.kind == "grant":
             plugin, _, capability = fields.id.partition(" ")
             self.granted.discard((plugin, capability))
+        elif isinstance(fields, TrustChange):
+            require(fields.version > self.trust[0], "the trust root did not rise")
+            require(fields.previous_sha256 == self.trust[1], "a trust root follows another")
+            require(fields.actor == "home" or self.roles.get(fields.actor) == "operator",
+                    "a trust root was changed by somebody else")
+            self.trust = fields.version, fields.sha256
+            self.trusted = may_run(fields.version)[fields.sha256]
         elif isinstance(fields, PluginEnable):
             key = (fields.plugin, fields.version)
             require(key in self.registered and key not in self.dead, "enabled what may not be")
@@ -187,6 +199,7 @@ class Checks:
         require(fields.request_id not in self.open and fields.request_id not in self.ended,
                 "a request id was accepted twice")
         require(self.enabled.get(fields.plugin) == fields.version, "accepted what is not enabled")
+        require(fields.plugin in self.trusted, "accepted what nobody trusts")
         require(not self.low or fields.pipeline is not None, "accepted where room is short")
         self.open[fields.request_id] = _Open(
             fields.plugin, fields.version, fields.method, fields.input_fingerprint
@@ -203,6 +216,8 @@ class Checks:
         require(call is not None, "an end without an open invocation")
         assert call is not None
         self.ended.add(fields.request_id)
+        require(fields.outcome != "result" or call.plugin in self.trusted,
+                "a result was given after its trust was gone")
         if fields.outcome == "result" and call.input_fingerprint is not None:
             key = (call.plugin, call.version, call.input_fingerprint)
             before = self.outputs.setdefault(key, fields.output_fingerprint)
@@ -323,6 +338,7 @@ class Checks:
         require(self.escaped <= self.dead, "a probe got through and nothing was quarantined")
         for worker in self.workers.values():
             if not worker.gone:
+                require(worker.plugin in self.trusted, "a worker lives on that nobody trusts")
                 self._witnessed(worker, now_us)
         for request_id, call in self.open.items():
             gone = [incarnation for incarnation in call.runs if self.workers[incarnation].gone]

@@ -27,6 +27,7 @@ from schemas.messages import (
     RegisterPlugin,
     Revoke,
     Run,
+    SetTrust,
     ShowRequest,
     Status,
     Step,
@@ -35,10 +36,11 @@ from schemas.messages import (
 )
 from schemas.names import Role
 from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayload
-from tests.support.bundles import signed_bundle
+from tests.simulation.trusts import MEANING, OTHER_SEED, WRONG, envelope
+from tests.support.bundles import ROOT_SEED, public_hex, signed_bundle
 
 if TYPE_CHECKING:
-    from tests.simulation.fakes import FakeLedger
+    from tests.simulation.fakes import FakeLedger, FakeTrust
 
 KEYS: dict[str, Role] = {
     "a" * 16: "omega", "b" * 16: "omega", "c" * 16: "operator", "d" * 16: "auditor",
@@ -61,6 +63,7 @@ class Clients:
 
     random: random.Random
     ledger: FakeLedger
+    trust: FakeTrust
     sent: list[str]
     pipelines: dict[str, InvokePipeline]
     cancels: dict[str, str]
@@ -123,8 +126,22 @@ class Clients:
                 *[Revoke(request_id=ask, kind="client_key", id="b" * 16, reason="test")] * 3,
                 Revoke(request_id=ask, kind="publisher_key", id="f" * 16, reason="test"),
             ]
+        # A root under which little may run is soon followed by another.
+        if self.random.random() < (0.04 if self.trust.present.trust.version % 2 else 0.3):
+            choices = [self.other_trust(ask)]
         key = "c" * 16 if self.random.random() < 0.85 else "d" * 16
         return self.framed(key, codec.encode(self.random.choice(choices)))
+
+    def other_trust(self, ask: str) -> SetTrust:
+        """Make a trust root: odd versions let everything run, the others often do not."""
+        present = self.trust.present.trust
+        version = present.version + (1 if self.random.random() < 0.8 else -1)
+        forms = ("right", "rotated") if version % 2 else tuple(MEANING)
+        form = self.random.choice(WRONG if self.random.random() < 0.2 else forms)
+        rotated = present.roots == (public_hex(OTHER_SEED),)
+        self.trust.full = self.random.random() < 0.05
+        return SetTrust(request_id=ask, envelope=envelope(
+            max(1, version), form, (OTHER_SEED if rotated else ROOT_SEED,)))
 
     def stranger_acts(self) -> Arrival:
         """Let somebody do what nobody may."""

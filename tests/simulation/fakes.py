@@ -7,6 +7,8 @@ durable yet.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,14 +16,16 @@ from typing import Any
 import msgspec
 
 from broker.effects import Origin
-from broker.gateway import Signalled
 from broker.launchers.orders import Exited, Report, Started, StartFailed
 from broker.ledger.commit import Appended
 from broker.ledger.errors import LedgerFailure, PositionUnknown
 from broker.reload import Settings
+from broker.shell import Signalled
+from broker.state import State
 from broker.transport import SendOutcome, WorkerEndpoint
+from broker.trust.roots import Root, load_first_root
 from schemas import codec
-from schemas.events import Event, EventFields, FrameOut
+from schemas.events import Event, EventFields, FrameOut, TrustChange
 from schemas.launch import LaunchDocument
 from schemas.messages import Reply, ToWorker
 
@@ -268,6 +272,42 @@ class FakeExternal:
         """Take back nothing."""
 
 
+class FakeTrust:
+    """A home's trust folder in memory; the world fills the volume at times."""
+
+    def __init__(self, present: Root, ledger: FakeLedger) -> None:
+        self.present = present
+        self.ledger = ledger
+        self.kept = {present.trust.version: present}
+        self.unfinished: Root | None = None
+        self.full = False
+
+    def keep(self, envelope: bytes, version: int) -> None:
+        """Keep a root beside the one in force, or have no room for it."""
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.unfinished = self.kept[version] = load_first_root(envelope, "development")
+
+    def install(self) -> None:
+        """Lay the root that was kept last in its place."""
+        if self.unfinished is not None:
+            durable = self.ledger.events[: self.ledger.durable]
+            require(any(isinstance(event.fields, TrustChange)
+                        and event.fields.sha256 == self.unfinished.sha256 for event in durable),
+                    "a trust root was laid in place before the ledger pinned it")
+            self.present, self.unfinished = self.unfinished, None
+
+    def settle(self, state: State) -> None:
+        """Put the root in force as a start does, once the ledger is folded."""
+        version, sha256 = state.inventory.trust_version, state.inventory.trust_sha256
+        if self.unfinished is not None and self.present.trust.version < version:
+            self.present = self.kept[version]
+        self.unfinished = None
+        require((version, sha256) in ((0, ""), (self.present.trust.version, self.present.sha256)),
+                "the home's trust root is not the one that the ledger pins")
+        state.trust, state.trust_sha256 = self.present.trust, self.present.sha256
+
+
 class FakeBundles:
     """Bundles by digest, in memory."""
 
@@ -285,19 +325,19 @@ class FakeBundles:
 
 
 def stand_ins(
-    ledger: FakeLedger, transport: FakeTransport, launcher: FakeLauncher
+    ledger: FakeLedger, transport: FakeTransport, launcher: FakeLauncher, trust: FakeTrust
 ) -> dict[str, Any]:
-    """Give the loop's three large parts, and a folder, by the names of its arguments.
+    """Give the loop's four large parts, and a folder, by the names of its arguments.
 
     They have the methods that the loop calls and nothing else of the real ones, which a type
     checker cannot know; that they do is what every run of the simulation shows.
     """
-    return {"ledger": ledger, "transport": transport, "launcher": launcher,
+    return {"ledger": ledger, "transport": transport, "launcher": launcher, "trust": trust,
             "external": FakeExternal(), "artifacts": "/artifacts"}
 
 
 __all__ = [
     "LAUNCHER_FD", "SIGNALS_FD", "Broken", "Exited", "FakeBundles", "FakeClock", "FakeLauncher",
-    "FakeLedger", "FakeSignals", "FakeTransport", "StartFailed", "Started", "require",
+    "FakeLedger", "FakeSignals", "FakeTransport", "FakeTrust", "StartFailed", "Started", "require",
     "stand_ins",
 ]

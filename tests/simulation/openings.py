@@ -27,10 +27,11 @@ def opening(events: Sequence[Event], core: Core) -> Iterator[EventFields]:
     yield LedgerOpen(
         gateway_version="0", api_version=API_VERSION, domain=state.config.domain,
         durability="power", python_version="3", zmq_version="4", kernel="6", verifier_key="key",
-        trust_sha256=state.trust_sha256, trust_version=1, policy_sha256=state.policy_sha256,
+        trust_sha256=state.trust_sha256, trust_version=state.trust.version,
+        policy_sha256=state.policy_sha256,
     )
     if not state.inventory.trust_sha256:
-        yield TrustChange(version=1, sha256=state.trust_sha256, actor="home")
+        yield TrustChange(version=state.trust.version, sha256=state.trust_sha256, actor="home")
     if state.inventory.policy_sha256 != state.policy_sha256:
         yield PolicyChange(sha256=state.policy_sha256, actor="home",
                            previous_sha256=state.inventory.policy_sha256 or None)

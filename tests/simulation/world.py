@@ -71,6 +71,7 @@ from tests.simulation.fakes import (
     FakeLedger,
     FakeSignals,
     FakeTransport,
+    FakeTrust,
     Started,
     StartFailed,
     require,
@@ -78,14 +79,14 @@ from tests.simulation.fakes import (
 )
 from tests.simulation.openings import opening
 from tests.simulation.settings import ATTESTATION, CONFIG, POLICY, USAGE
-from tests.support.bundles import trust_root
+from tests.simulation.trusts import FIRST
 
 
 @functools.cache
 def loaded(plugin: str, version: str) -> LoadedPlugin:
     """Load one bundle as a start of the gateway does."""
     context = ValidationContext(
-        "development", trust_root(), Policy(), GRANTED, lambda _: None, set(), 1
+        "development", FIRST.trust, Policy(), GRANTED, lambda _: None, set(), 1
     )
     validated = validate_bundle(bundle(plugin, version), context)
     assert validated.manifest is not None
@@ -115,6 +116,7 @@ class World(Clients):
         self.clock = FakeClock()
         self.ledger = FakeLedger(self.clock)
         self.bundles = FakeBundles()
+        self.trust = FakeTrust(FIRST, self.ledger)
         self.checks = Checks(dict(KEYS), CONFIG)
         self.audit = Audit()
         self.effects: set[str] = set()
@@ -136,7 +138,7 @@ class World(Clients):
         """Start a gateway on the ledger that is there, as a new process does."""
         inventory = Inventory()
         state = State(
-            config=CONFIG, policy=POLICY, trust=trust_root(), trust_sha256="0" * 64,
+            config=CONFIG, policy=POLICY, trust=FIRST.trust, trust_sha256=FIRST.sha256,
             policy_sha256=policy_digest(POLICY), inventory=inventory, plugins={},
             keys={key: KnownKey(key, role, key) for key, role in KEYS.items()},
             edge=Edge(new_incarnation=lambda: f"{self.random.getrandbits(128):032x}",
@@ -147,6 +149,7 @@ class World(Clients):
         self.core = Core(state)
         for event in self.ledger.events:
             self.core.restore(event)
+        self.trust.settle(state)
         damaged = []
         for record in inventory.plugins.values():
             for version in record.versions:
@@ -158,7 +161,7 @@ class World(Clients):
         self.launcher = FakeLauncher()
         self.signals = FakeSignals()
         self.gateway = Gateway(
-            **stand_ins(self.ledger, self.transport, self.launcher),
+            **stand_ins(self.ledger, self.transport, self.launcher, self.trust),
             core=self.core, bundles=self.bundles, signals=self.signals, clock=self.clock,
         )
         self.peers: dict[str, Peer] = {}
