@@ -47,6 +47,12 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     progress_per_s_max: Annotated[int, Meta(ge=1, le=1000)] = 20
 
 
+class ProcessConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The broker's own process: above so many MiB of memory it ends connections."""
+
+    memory_mb_max: Annotated[int, Meta(ge=64, le=1_048_576)] = 4_096
+
+
 class BreakerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a method that fails is given a rest: after so many failures in a row, or in a window."""
 
@@ -116,6 +122,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_id: str
     omega: FrontConfig = FrontConfig()
     admin: AdminFrontConfig = AdminFrontConfig()
+    process: ProcessConfig = ProcessConfig()
     limits: LimitsConfig = LimitsConfig()
     times: TimesConfig = TimesConfig()
     workers: WorkersConfig = WorkersConfig()

@@ -3,7 +3,7 @@
 A TCP front accepts whoever connects; a connection that says nothing lasts until its handshake is
 overdue. When no descriptor is left, libzmq aborts the process at the next ipc connection (4.3.5),
 so that must never be. Connections come at most `BURST` between two turns, because a full monitor
-holds libzmq back, and a front that holds more than its crowd is closed for a moment.
+holds libzmq back, and a front that holds more than its crowd sends the strangers among it away.
 
 Rules this file keeps: a configuration that does not fit under the machine's hard limit does not
 start. It leaves closing to `broker.stations`. Source: getrlimit(2), RLIMIT_NOFILE.
@@ -38,8 +38,8 @@ def raise_descriptor_limit(config: GatewayConfig, *, tcp_fronts: int) -> int:
         tcp_fronts: how many fronts can be reached by strangers; others lie in a private folder.
 
     Returns:
-        How many connections beyond those of its clients a TCP front may hold, before it is closed
-        for a moment.
+        How many connections beyond those of its clients a TCP front may hold, before it ends
+        those that are not authenticated.
 
     Raises:
         TransportRefused: the hard limit is too low for this configuration.

@@ -14,6 +14,9 @@ which is therefore counted as a refusal too. Source: zmq_socket_monitor(3).
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import struct
 import time
 from collections.abc import Callable
@@ -23,7 +26,8 @@ import zmq
 
 NOT_AUTHORISED: Final = "key not authorised"
 CROWDED: Final = "too many connections"
-OVERRUN: Final = "the front was closed for a moment, with everything connected to it"
+OVERRUN: Final = "too many strangers at once: their handshakes were ended"
+MEMORY: Final = "memory ran short, and every connection was ended"
 WRONG_MECHANISM: Final = "no CURVE or a wrong server key"
 UNFINISHED: Final = "handshake not finished in time"
 NOT_ZMTP: Final = "not the ZeroMQ protocol"
@@ -31,7 +35,7 @@ NOT_ZMTP: Final = "not the ZeroMQ protocol"
 _EVENTS: Final = (
     zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_MONITOR_STOPPED
 )
 EVENTS_WAITING_MAX: Final = 1_001
 """How many events libzmq makes before it waits for us: its own bound of 1,000, and ours."""
@@ -42,27 +46,28 @@ _EVENTS_PER_TURN: Final = 4096
 class ConnectionMonitor:
     """Counts the connections of one bound socket and the handshakes that failed on it."""
 
-    def __init__(self, socket: zmq.Socket[bytes], name: str) -> None:
-        """Attach to `socket`, before it is bound; `name` is unique in the process."""
-        self._watched = socket
+    def __init__(self, watched: zmq.Socket[bytes], name: str) -> None:
+        """Attach to `watched`, before it is bound; `name` is unique in the process."""
+        self._watched = watched
         endpoint = f"inproc://monitor.{name}"
         # The reader's descriptor first: a monitor without reader would hold up its socket's end.
-        self.socket = socket.context.socket(zmq.PAIR)
+        self.socket = watched.context.socket(zmq.PAIR)
         self.socket.linger = 0
         self.socket.rcvhwm = EVENTS_WAITING_MAX - 1_000
         try:
-            socket.monitor(endpoint, _EVENTS)
+            watched.monitor(endpoint, _EVENTS)
         except zmq.ZMQError:
             self.socket.close()
             raise
         self.socket.connect(endpoint)
         self.refused: dict[str, int] = {}
-        self.closed = False
         self._stopped = False
         self.succeeded = 0
         self.lost = 0
         self._unfinished: dict[int, None] = {}
         self._finished: set[int] = set()
+        self._spoken: set[int] = set()
+        self._ended: set[int] = set()
         self._failures_open = 0
 
     def connections(self) -> int:
@@ -72,6 +77,33 @@ class ConnectionMonitor:
     def authenticated(self) -> int:
         """How many connections have finished their handshake."""
         return len(self._finished)
+
+    def spoke(self, descriptor: int) -> None:
+        """Note that a message came by this connection: whoever it is has a key."""
+        self._spoken.add(descriptor)
+
+    def end_strangers(self) -> int:
+        """End every handshake that is under way; gives how many there were.
+
+        Who was heard is spared: which connection has finished its handshake is partly a guess.
+        """
+        return self._end(set(self._unfinished) - self._spoken)
+
+    def end_clients(self) -> int:
+        """End every other connection; gives how many there were."""
+        return self._end(self._finished | self._spoken)
+
+    def _end(self, descriptors: set[int]) -> int:
+        """Shut connections down, which libzmq has no call for; once each.
+
+        A number that stands for something else by now is that one's, at worst.
+        """
+        descriptors = descriptors - self._ended
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as stream:
+                stream.shutdown(socket.SHUT_RDWR)
+        self._ended |= descriptors
+        return len(descriptors)
 
     def drain(self) -> bool:
         """Count waiting events, a bounded number; True when there may be more."""
@@ -120,12 +152,6 @@ class ConnectionMonitor:
             self._finish_oldest()
         elif event == zmq.EVENT_DISCONNECTED:
             self._disconnected(value)
-        elif event == zmq.EVENT_CLOSED:
-            # The listener is closed, and every connection that came through it ends untold.
-            self.closed = True
-            self._unfinished.clear()
-            self._finished.clear()
-            self._failures_open = 0
         elif event == zmq.EVENT_MONITOR_STOPPED:
             self._stopped = True
         else:
@@ -139,6 +165,8 @@ class ConnectionMonitor:
             self._finished.add(oldest)
 
     def _disconnected(self, descriptor: int) -> None:
+        self._spoken.discard(descriptor)
+        self._ended.discard(descriptor)
         if descriptor in self._finished:
             self._finished.discard(descriptor)
             if self._failures_open and self._unfinished:

@@ -21,7 +21,7 @@ from broker.supervision import Supervision
 from schemas.events import PolicyChange
 from schemas.policy import Policy
 
-FIXED: Final = ("format", "domain", "log_id", "omega", "admin", "ledger", "log")
+FIXED: Final = ("format", "domain", "log_id", "omega", "admin", "process", "ledger", "log")
 """What is bound when the gateway starts."""
 
 

@@ -43,7 +43,7 @@ from broker.reload import Settings, fixed_difference
 from broker.seal import refuse_connections, seal_broker
 from broker.shell import Signalled
 from broker.state import Edge, KnownKey, State
-from broker.transport import FrontSetup, Transport, TransportRefused
+from broker.transport import DEFAULT_LIMITS, FrontSetup, Transport, TransportRefused
 from broker.trust.errors import TrustRefused
 from broker.trust.validation import load_registered
 from broker.trust_folder import TrustFolder
@@ -219,6 +219,7 @@ def _open_transport(home: Home, crowd_max: int) -> Transport:
             config.admin.high_water_mark, config.admin.connections_max, crowd_max,
         ),
         run_directory=home.run_directory,
+        limits=DEFAULT_LIMITS._replace(memory_mb_max=config.process.memory_mb_max),
     )
 
 

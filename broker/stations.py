@@ -10,7 +10,6 @@ not handed on; that a worker went is told after everything it had sent. It leave
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -28,15 +27,13 @@ from broker.arrivals import (
 )
 from broker.effects import Front, Origin
 from broker.monitor import OVERRUN, ConnectionMonitor
-from broker.sockets import TransportRefused, ZmqSocket, bind, ipc_path, unlink_socket
+from broker.sockets import ZmqSocket, bind, ipc_path, unlink_socket
 from broker.zap import FrontDoor, WorkerDoor
 from schemas.events import Plane
 
 MESSAGES_PER_TURN: Final = 64
 FRAMES_DROPPED_PER_TURN: Final = 4096
 BYTES_PER_TURN: Final = 32 * 1024 * 1024
-SHUT_S: Final = 1.0
-"""How long a front stays closed that was overrun, in seconds."""
 CLOSE_MS: Final = 1_000
 """How long libzmq may take to close a socket after its last message, in ms."""
 NO_USER_ID: Final = "frame without an authenticated key"
@@ -166,7 +163,6 @@ class FrontStation(Station):
     ) -> None:
         """Let `door` count this front's connections."""
         super().__init__(socket, front, front, endpoint, budget)
-        self.shut_until_s = 0.0
         self._crowd_max = crowd_max
         self.rank = 3 if front == "front.omega" else 4
         self.front: Front = front
@@ -174,30 +170,12 @@ class FrontStation(Station):
         door.connections = self.monitor.authenticated
 
     def report_connections(self, arrivals: list[Arrival]) -> bool:
-        """Close a TCP front that strangers overrun, before they have all descriptors.
-
-        libzmq can be told to accept nobody only by unbinding, which ends every connection of the
-        front: OMEGA's too, if OMEGA comes by TCP. Nothing less keeps the gateway alive.
-        """
+        """Send away the strangers that overrun a TCP front, before they have all descriptors."""
         more = super().report_connections(arrivals)
-        count = self.monitor.connections()
-        if count > self._crowd_max and self._bound and ipc_path(self.endpoint) is None:
-            self.monitor.closed = self._bound = False
-            self.socket.unbind(self.endpoint)
-            self.shut_until_s = time.monotonic() + SHUT_S
-            arrivals.append(HandshakesRefused(self.front, count, OVERRUN))
+        crowded = self.monitor.connections() > self._crowd_max
+        if crowded and ipc_path(self.endpoint) is None and self.monitor.end_strangers():
+            arrivals.append(HandshakesRefused(self.front, 1, OVERRUN))
         return more
-
-    def reopen(self, now_s: float) -> None:
-        """Listen again when the moment is over; an address that is taken is tried again later."""
-        if now_s < self.shut_until_s or not self.monitor.closed:
-            return
-        try:
-            self.bind()
-        except TransportRefused:
-            self.shut_until_s = now_s + SHUT_S
-        else:
-            self.shut_until_s = 0.0
 
     def close_among_crowds(self, linger_ms: int, answer: Callable[[], object]) -> None:
         """Close the socket first and read its monitor to the end: a crowd may fill it meanwhile."""
@@ -210,6 +188,7 @@ class FrontStation(Station):
         first = self.socket.recv(_NOBLOCK, copy=False)
         try:
             user_id = first.get("User-Id")
+            self.monitor.spoke(int(first.get(zmq.SRCFD)))
         except zmq.ZMQError:
             user_id = ""
         key_id = user_id if isinstance(user_id, str) and _KEY_ID.fullmatch(user_id) else ""

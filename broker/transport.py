@@ -42,7 +42,9 @@ from broker.arrivals import (
     WorkerIntruder,
 )
 from broker.effects import Front, Origin
+from broker.footprint import Footprint
 from broker.keys import curve_bytes, curve_pair, new_curve_pair
+from broker.monitor import MEMORY
 from broker.selftest import require_refusal
 from broker.sockets import (
     TransportRefused,
@@ -97,7 +99,7 @@ class FrontSetup(NamedTuple):
     """One front: where it listens, its secret, whom it admits (Z85 key to key id), its limits.
 
     `connections_max` is of authenticated clients; with `crowd_max` others connected beside them
-    a TCP front is closed for a moment.
+    a TCP front ends those that are not authenticated.
     """
 
     endpoint: str
@@ -124,6 +126,7 @@ class TransportLimits(NamedTuple):
     worker_handshake_ms: int = 10_000
     worker_bytes_max: int = FRAME_BYTES_MAX_WORKER
     worker_high_water_mark: int = 256
+    memory_mb_max: int = 4_096
 
 
 DEFAULT_LIMITS: Final = TransportLimits()
@@ -155,6 +158,7 @@ class Transport:
         self._workers: dict[str, WorkerStation] = {}
         self._monitors: dict[Station, MonitorStation] = {}
         self._budget = TurnBudget()
+        self._footprint = Footprint(limits.memory_mb_max)
         self._stale: list[str] = []
         self._doorkeeper = Doorkeeper(self._context)
         self._add(self._doorkeeper)
@@ -229,10 +233,10 @@ class Transport:
         """
         arrivals, self._pending = self._pending, []
         self._budget.bytes_left = BYTES_PER_TURN
-        deadline = time.monotonic() + timeout_ms / 1000
-        for front in self._fronts.values():
-            if front.shut_until_s:
-                front.reopen(time.monotonic())
+        now_s = time.monotonic()
+        deadline = now_s + timeout_ms / 1000
+        if self._footprint.excess(now_s):
+            self._relieve(arrivals)
         wait_s = 0.0 if arrivals or self._hot else timeout_ms / 1000
         readable: list[Arrival] = []
         while True:
@@ -254,6 +258,17 @@ class Transport:
                 return arrivals
             if self._hot:
                 wait_s = 0.0
+
+    def _relieve(self, arrivals: list[Arrival]) -> None:
+        """End the connections of one plane: the operators' first, then workers', OMEGA's last."""
+        planes: tuple[list[Station], ...] = (
+            [self._fronts["front.admin"]], [*self._workers.values()], [self._fronts["front.omega"]],
+        )
+        arrivals += [
+            HandshakesRefused(station.plane, ended, MEMORY)
+            for station in planes[(self._footprint.excesses - 1) % len(planes)]
+            if (ended := station.monitor.end_clients())
+        ]
 
     def watch(self, fd: int) -> None:
         """Tell of this descriptor too, with `Readable`, for as long as it is readable."""

@@ -84,6 +84,7 @@ SHOWN: dict[str, str] = {
     "omega.connections_max": "tests/broker/test_transport_crowds.py",
     "admin.high_water_mark": "tests/broker/test_transport.py",
     "admin.connections_max": "tests/broker/test_transport_crowds.py",
+    "process.memory_mb_max": "tests/broker/test_footprint.py",
     "limits.warm_processes_max": "tests/broker/test_fleet.py",
     "times.flush_ms_max": "tests/ledger/test_watchdog.py",
     "times.recycle_interval_ms": "tests/scenarios/recycle_is_bounded.txt",

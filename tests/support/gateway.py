@@ -63,12 +63,12 @@ class RunningGateway:
 
     # --- the process ---
 
-    def start(self) -> RunningGateway:
-        """Start the broker and wait until it serves."""
+    def start(self, before: str = "") -> RunningGateway:
+        """Start the broker and wait until it serves; `before` is Python that it runs first."""
         with self.log.open("ab") as log:
             position = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, str(self.home)],
+                [sys.executable, "-c", before + SERVE, str(self.home)],
                 cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )
         def served() -> bool:

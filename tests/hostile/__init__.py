@@ -1,0 +1,1 @@
+"""What hostile peers send at a real broker, and what good clients notice of it."""
