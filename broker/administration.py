@@ -15,8 +15,14 @@ from collections.abc import Callable
 from typing import Literal
 
 from broker.effects import Evidence, Origin, SetKeys, StoreBundle
-from broker.inventory import PluginRecord, VersionRecord
+from broker.inventory import PluginRecord
 from broker.orchestrator.calls import Call, LoadedPlugin
+from broker.orchestrator.upgrades import (
+    Upgrades,
+    is_approved,
+    present_difference,
+    registered_version,
+)
 from broker.policy import effective, grant_denied
 from broker.state import State
 from broker.supervision import Supervision
@@ -28,18 +34,15 @@ from broker.trust.validation import Validated, ValidationContext, validate_bundl
 from schemas.codec import printable
 from schemas.events import (
     GrantChange,
-    PluginDisable,
-    PluginEnable,
     PluginRegister,
     PluginReject,
 )
 from schemas.events import Revoke as RevokeEvent
 from schemas.manifest import PluginManifest
 from schemas.messages import (
+    Approve,
     BreakerEntry,
-    Disabled,
     DisablePlugin,
-    Enabled,
     EnablePlugin,
     FromAdmin,
     FromOmega,
@@ -80,13 +83,14 @@ class Administration:
         self._state = state
         self._workers = workers
         self._end_revoked = end_revoked
+        self._upgrades = Upgrades(state, workers)
 
     def handle(self, origin: Origin, request: FromOmega | FromAdmin) -> None:
         """Answer one request whose sender's role has been checked.
 
         Where room is short, only what adds something is refused: taking away goes on.
         """
-        adds = isinstance(request, RegisterPlugin | EnablePlugin | Grant)
+        adds = isinstance(request, RegisterPlugin | EnablePlugin | Approve | Grant)
         if adds and RefusalCode.LOW_SPACE in self._state.degraded:
             self._state.refuse(origin, request.request_id, RefusalCode.LOW_SPACE)
         elif isinstance(request, RegisterPlugin):
@@ -100,9 +104,11 @@ class Administration:
                 version=manifest.version if manifest else None,
             ))
         elif isinstance(request, EnablePlugin):
-            self._enable(origin, request)
+            self._upgrades.enable(origin, request)
         elif isinstance(request, DisablePlugin):
-            self._disable(origin, request)
+            self._upgrades.disable(origin, request)
+        elif isinstance(request, Approve):
+            self._upgrades.approve(origin, request)
         elif isinstance(request, Grant):
             self._grant(origin, request)
         elif isinstance(request, Revoke):
@@ -198,79 +204,6 @@ class Administration:
             where=first.where, hint=first.remedy, receipt=True, known_size=request.known_size,
         )
 
-    # --- states of versions ---
-
-    def _version(
-        self, origin: Origin, request_id: str, plugin: str, version: str
-    ) -> VersionRecord | None:
-        record = self._state.inventory.plugins.get(plugin)
-        if record is None or not record.versions:
-            self._state.refuse(origin, request_id, RefusalCode.UNKNOWN_PLUGIN, where="$.plugin")
-            return None
-        entry = record.versions.get(version)
-        if entry is None:
-            self._state.refuse(origin, request_id, RefusalCode.UNKNOWN_VERSION, where="$.version")
-        return entry
-
-    def _enable(self, origin: Origin, request: EnablePlugin) -> None:
-        state = self._state
-        entry = self._version(origin, request.request_id, request.plugin, request.version)
-        if entry is None:
-            return
-        previous = state.inventory.plugins[request.plugin].enabled
-        if previous == request.version:
-            state.send(origin, Enabled(request_id=request.request_id, plugin=request.plugin,
-                                       version=request.version, previous=previous))
-            return
-        if not state.inventory.may(entry, "enable"):
-            code = (RefusalCode.REVOKED if entry.state == "revoked"
-                    else RefusalCode.PLUGIN_QUARANTINED)
-            state.refuse(origin, request.request_id, code, where="$.version")
-            return
-        if not state.trusts(entry):
-            state.refuse(origin, request.request_id, RefusalCode.REVOKED,
-                         "its publisher is not trusted any more", where="$.version")
-            return
-        if (request.plugin, request.version) not in state.plugins:
-            state.refuse(origin, request.request_id, RefusalCode.PLUGIN_QUARANTINED,
-                         "its bundle is damaged", where="$.version")
-            return
-        state.append(PluginEnable(plugin=request.plugin, version=request.version,
-                                  previous=previous, actor=origin.key_id))
-        state.send(
-            origin,
-            Enabled(request_id=request.request_id, plugin=request.plugin,
-                    version=request.version, previous=previous),
-            receipt=True, known_size=request.known_size,
-        )
-        pool = state.fleet.pool(request.plugin, request.version)
-        pool.failures, pool.not_before_us, pool.retiring = 0, 0, False
-        if previous is not None:
-            self._drain_workers(request.plugin, previous)
-
-    def _disable(self, origin: Origin, request: DisablePlugin) -> None:
-        state = self._state
-        record = state.inventory.plugins.get(request.plugin)
-        if record is None or not record.versions:
-            state.refuse(origin, request.request_id, RefusalCode.UNKNOWN_PLUGIN, where="$.plugin")
-            return
-        previous = record.enabled
-        if previous is None:
-            state.send(origin, Disabled(request_id=request.request_id, plugin=request.plugin))
-            return
-        state.append(PluginDisable(plugin=request.plugin, version=previous, actor=origin.key_id))
-        state.send(
-            origin,
-            Disabled(request_id=request.request_id, plugin=request.plugin, previous=previous),
-            receipt=True, known_size=request.known_size,
-        )
-        self._drain_workers(request.plugin, previous)
-
-    def _drain_workers(self, plugin: str, version: str) -> None:
-        """Let a version's workers finish what they and its queue hold, then end."""
-        pool = self._state.fleet.pool(plugin, version)
-        self._workers.retire(pool)
-
     # --- grants and revocations ---
 
     def _grant(self, origin: Origin, request: Grant) -> None:
@@ -326,7 +259,7 @@ class Administration:
         subject = request.id
         if request.kind == "plugin_version":
             plugin, _, version = subject.partition("@")
-            entry = self._version(origin, request.request_id, plugin, version)
+            entry = registered_version(state, origin, request.request_id, plugin, version)
             if entry is None:
                 return None
             if not state.inventory.may(entry, "revoke"):
@@ -404,7 +337,14 @@ class Administration:
         if record is None or not record.versions:
             state.refuse(origin, request.request_id, RefusalCode.UNKNOWN_PLUGIN, where="$.plugin")
             return
-        loaded = state.plugins.get((record.plugin, record.enabled or record.highest))
+        if request.version is not None and request.version not in record.versions:
+            state.refuse(origin, request.request_id, RefusalCode.UNKNOWN_VERSION,
+                         where="$.version")
+            return
+        shown = request.version or record.enabled or record.highest
+        loaded = state.plugins.get((record.plugin, shown))
+        pending = present_difference(state, record, request.version or record.highest)
+        waits = pending is not None and pending.widens and not is_approved(record, pending)
         state.send(origin, Plugin(
             request_id=request.request_id,
             plugin=record.plugin,
@@ -416,6 +356,8 @@ class Administration:
             ),
             manifest=loaded.manifest_bytes if loaded else None,
             grants=tuple(sorted(record.grants | self._ruled(record, loaded))),
+            pending_diff=pending.document().decode() if pending else None,
+            pending_diff_digest=pending.digest() if pending and waits else None,
         ))
 
     def _ruled(self, record: PluginRecord, loaded: LoadedPlugin | None) -> set[str]:

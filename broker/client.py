@@ -115,10 +115,11 @@ class _Client:
             messages.Plugins,
         )
 
-    def get_plugin(self, plugin: str) -> messages.Plugin:
-        """Show one plugin with its versions, methods and grants."""
+    def get_plugin(self, plugin: str, *, version: str | None = None) -> messages.Plugin:
+        """Show one plugin with its versions, methods, grants and pending difference."""
         return self._ask(
-            messages.GetPlugin(**self._session.common(), plugin=plugin), messages.Plugin
+            messages.GetPlugin(**self._session.common(), plugin=plugin, version=version),
+            messages.Plugin,
         )
 
     def status(self) -> messages.StatusReport:

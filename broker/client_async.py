@@ -150,9 +150,9 @@ class AsyncOmegaClient:
         request = messages.ListPlugins(**self._session.common(), after=after, limit=limit)
         return await self._ask(request, messages.Plugins)
 
-    async def get_plugin(self, plugin: str) -> messages.Plugin:
-        """Show one plugin with its versions, methods and grants."""
-        request = messages.GetPlugin(**self._session.common(), plugin=plugin)
+    async def get_plugin(self, plugin: str, *, version: str | None = None) -> messages.Plugin:
+        """Show one plugin with its versions, methods, grants and pending difference."""
+        request = messages.GetPlugin(**self._session.common(), plugin=plugin, version=version)
         return await self._ask(request, messages.Plugin)
 
     async def status(self) -> messages.StatusReport:

@@ -27,6 +27,7 @@ from schemas.events import (
     InvokeAccept,
     InvokeEnd,
     KeyChange,
+    PluginApprove,
     PluginDisable,
     PluginEnable,
     PluginQuarantine,
@@ -63,22 +64,28 @@ class VersionRecord:
 
 @dataclass(slots=True)
 class PluginRecord:
-    """One plugin with all its versions; `highest` only rises."""
+    """One plugin with all its versions; `highest` only rises.
+
+    `last_enabled` is the version that was enabled last, whatever became of it. `approvals` holds,
+    for a version and the digest of a difference, the keys that approved it.
+    """
 
     plugin: str
     versions: dict[str, VersionRecord] = field(default_factory=dict)
     highest: str = ""
     enabled: str | None = None
     grants: set[str] = field(default_factory=set)
+    last_enabled: str | None = None
+    approvals: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
 
 class Inventory:
     """The fold. `apply` is its only way to change; `CONCERNS` are the events that change it."""
 
     CONCERNS: Final[frozenset[type[EventFields]]] = frozenset({
-        PluginRegister, PluginEnable, PluginDisable, PluginQuarantine, GrantChange, Revoke,
-        KeyChange, TrustChange, PolicyChange, InvokeAccept, InvokeEnd, WorkerStart, WorkerProbe,
-        WorkerExit,
+        PluginRegister, PluginEnable, PluginDisable, PluginQuarantine, PluginApprove, GrantChange,
+        Revoke, KeyChange, TrustChange, PolicyChange, InvokeAccept, InvokeEnd, WorkerStart,
+        WorkerProbe, WorkerExit,
     })
 
     def __init__(self) -> None:
@@ -100,6 +107,7 @@ class Inventory:
             PluginEnable: self._enable,
             PluginDisable: self._disable,
             PluginQuarantine: self._quarantine,
+            PluginApprove: self._approve,
             GrantChange: self._grant,
             Revoke: self._revoke,
             KeyChange: self._key,
@@ -155,6 +163,11 @@ class Inventory:
                 "enabled": record.enabled or "",
                 "highest": record.highest,
                 "grants": sorted(record.grants),
+                "last_enabled": record.last_enabled or "",
+                "approvals": {
+                    f"{version} {digest}": sorted(keys)
+                    for (version, digest), keys in record.approvals.items()
+                },
                 "versions": {
                     version: [entry.state, entry.bundle_sha256, entry.manifest_sha256]
                     for version, entry in record.versions.items()
@@ -204,6 +217,7 @@ class Inventory:
         if fields.previous is not None:
             self._change(fields.plugin, fields.previous, "supersede")
         self._change(fields.plugin, fields.version, "enable")
+        self.plugins[fields.plugin].last_enabled = fields.version
 
     def _disable(self, fields: PluginDisable, _seq: int) -> None:
         if fields.version is not None:
@@ -211,6 +225,10 @@ class Inventory:
 
     def _quarantine(self, fields: PluginQuarantine, _seq: int) -> None:
         self._change(fields.plugin, fields.version, "quarantine")
+
+    def _approve(self, fields: PluginApprove, _seq: int) -> None:
+        approvals = self.plugins[fields.plugin].approvals
+        approvals.setdefault((fields.version, fields.diff_sha256), set()).add(fields.actor)
 
     def _grant(self, fields: GrantChange, _seq: int) -> None:
         record = self.plugins.setdefault(fields.plugin, PluginRecord(fields.plugin))

@@ -160,8 +160,8 @@ _READS: Final = (
     "show_request",
 )
 _CHANGES: Final = (
-    "register_plugin", "validate_bundle", "enable_plugin", "disable_plugin", "grant", "revoke",
-    "set_trust",
+    "register_plugin", "validate_bundle", "enable_plugin", "disable_plugin", "approve", "grant",
+    "revoke", "set_trust",
 )
 
 _REQUESTS: Final[dict[Role, tuple[str, ...]]] = {

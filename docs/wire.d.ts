@@ -289,13 +289,17 @@ export interface ListPlugins {
   readonly limit?: number;
 }
 
-/** Show one plugin with its versions, methods, grants and pending difference. */
+/**
+ * Show one plugin with its versions, methods, grants and pending difference.
+ * `version` says of which version manifest and difference are shown.
+ */
 export interface GetPlugin {
   readonly type: "get_plugin";
   readonly request_id: RequestId;
   readonly traceparent?: TraceParent | null;
   readonly known_size?: Count | null;
   readonly plugin: PluginId;
+  readonly version?: VersionText | null;
 }
 
 /** Ask how the gateway is. */
@@ -539,7 +543,7 @@ export interface PluginEntry {
 
 /**
  * One plugin with everything an operator wants to see.
- * `manifest` is the RFC 8785 bytes that were signed, of the enabled or else the highest version; `grants` are what it is granted, by request or, of what it asks for, by policy.
+ * `manifest` is the RFC 8785 bytes that were signed, of the version asked for or else the enabled or else the highest one; `grants` are what it is granted, by request or, of what it asks for, by policy. `pending_diff` is the document `omega-difference/1` from the version enabled last to the one asked for or else the highest; while it waits for approval, `pending_diff_digest` is its SHA-256.
  */
 export interface Plugin {
   readonly type: "plugin";

@@ -219,12 +219,14 @@ class PluginReject(EventFields, frozen=True, kw_only=True):
 
 
 class PluginEnable(EventFields, frozen=True, kw_only=True):
-    """New calls go to this version from here on."""
+    """New calls go to this version from here on; `diff_sha256` is the widening it was approved
+    for."""
 
     EVENT_TYPE: ClassVar[str] = "plugin.enable"
     plugin: PluginId
     version: VersionText
     previous: VersionText | None = None
+    diff_sha256: Sha256 | None = None
     actor: Actor
 
 

@@ -133,9 +133,13 @@ class ListPlugins(_Request, tag="list_plugins", frozen=True, kw_only=True):
 
 
 class GetPlugin(_Request, tag="get_plugin", frozen=True, kw_only=True):
-    """Show one plugin with its versions, methods, grants and pending difference."""
+    """Show one plugin with its versions, methods, grants and pending difference.
+
+    `version` says of which version manifest and difference are shown.
+    """
 
     plugin: PluginId
+    version: VersionText | None = None
 
 
 class Status(_Request, tag="status", frozen=True, kw_only=True):
@@ -369,8 +373,11 @@ class Plugins(_Reply, tag="plugins", frozen=True, kw_only=True):
 class Plugin(_Reply, tag="plugin", frozen=True, kw_only=True):
     """One plugin with everything an operator wants to see.
 
-    `manifest` is the RFC 8785 bytes that were signed, of the enabled or else the highest version;
-    `grants` are what it is granted, by request or, of what it asks for, by policy.
+    `manifest` is the RFC 8785 bytes that were signed, of the version asked for or else the enabled
+    or else the highest one; `grants` are what it is granted, by request or, of what it asks for, by
+    policy. `pending_diff` is the document `omega-difference/1` from the version enabled last to the
+    one asked for or else the highest; while it waits for approval, `pending_diff_digest` is its
+    SHA-256.
     """
 
     plugin: PluginId

@@ -55,15 +55,24 @@ def list_plugins() -> None:
 
 @plugins.command("show")
 @read_options
-@click.argument("plugin")
-def show_plugin(plugin: str) -> None:
+@click.argument("name", metavar="ID[@VERSION]")
+@click.option("--diff", is_flag=True,
+              help="Show what VERSION, or else the highest one, changes against the one enabled "
+              "last.")
+def show_plugin(name: str, *, diff: bool) -> None:
     """Show one plugin with its versions, methods and grants."""
     import msgspec
 
     from schemas.manifest import PluginManifest
 
+    plugin, _, version = name.partition("@")
     with reading_client() as client:
-        found = client.get_plugin(plugin)
+        found = client.get_plugin(plugin, version=version or None)
+    if diff:
+        from broker.cli.differences import show_difference
+
+        show_difference(found)
+        return
     manifest = None if found.manifest is None else msgspec.json.decode(
         found.manifest, type=PluginManifest
     )
@@ -152,6 +161,21 @@ def disable(plugin: str) -> None:
     """Let no version of a plugin serve new calls."""
     with admin_client() as client:
         _answer("omega.disabled/1", client.disable_plugin(plugin))
+
+
+@plugins.command("approve")
+@read_options
+@click.argument("name", metavar="ID@VERSION")
+@click.option("--digest", help="Approve only if the difference has this SHA-256.")
+def approve(name: str, digest: str | None) -> None:
+    """Show what a version may more than the one enabled last, and approve exactly that."""
+    from broker.cli.differences import approve_difference
+
+    plugin, _, version = name.partition("@")
+    if not plugin or not version:
+        raise CommandError(USAGE, f"{name!r} is not ID@VERSION")
+    with admin_client() as client:
+        approve_difference(client, plugin, version, digest)
 
 
 @plugins.command("grant")

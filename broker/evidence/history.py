@@ -32,6 +32,7 @@ from schemas.events import (
     KeyChange,
     LedgerOpen,
     LedgerRecovery,
+    PluginApprove,
     PluginDisable,
     PluginEnable,
     PluginQuarantine,
@@ -110,6 +111,8 @@ class History:
         self.versions: dict[tuple[str, str], PluginRegister] = {}
         self.newest: dict[str, str] = {}
         self.enabled: dict[str, str] = {}
+        self.last_enabled: dict[str, str] = {}
+        self.approved: dict[tuple[str, str, str], set[str]] = {}
         self.dead: dict[tuple[str, str], str] = {}
         self.taken_back: set[tuple[str, str]] = set()
         self.workers: dict[str, Worker] = {}
@@ -132,6 +135,7 @@ class History:
             TrustChange: self._trust, PolicyChange: self._policy, GrantChange: self._grant,
             PluginRegister: self._register, PluginEnable: self._enable,
             PluginDisable: self._disable, PluginQuarantine: self._quarantine,
+            PluginApprove: self._approve,
             Revoke: self._revoke, WorkerStart: self._start, WorkerAttest: self._attest,
             WorkerProbe: self._probe, WorkerExit: self._exit, FrameIn: self._in,
             FrameOut: self._out, FrameDrop: self._drop, InvokeAccept: self._accept,
@@ -247,7 +251,7 @@ class History:
         self.newest[fields.plugin] = fields.version
 
     def _enable(self, fields: PluginEnable, _event: Event) -> None:
-        self.enabled[fields.plugin] = fields.version
+        self.enabled[fields.plugin] = self.last_enabled[fields.plugin] = fields.version
         for key, breaker in self.breakers.items():
             if key[0] == fields.plugin:
                 # It rests for the version that failed, not for another one.
@@ -255,6 +259,10 @@ class History:
 
     def _disable(self, fields: PluginDisable, _event: Event) -> None:
         self.enabled.pop(fields.plugin, None)
+
+    def _approve(self, fields: PluginApprove, _event: Event) -> None:
+        key = fields.plugin, fields.version, fields.diff_sha256
+        self.approved.setdefault(key, set()).add(fields.actor)
 
     def _quarantine(self, fields: PluginQuarantine, _event: Event) -> None:
         self._kill(fields.plugin, fields.version, f"was quarantined: {fields.reason}")

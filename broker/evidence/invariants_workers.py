@@ -19,6 +19,7 @@ from schemas.events import (
     InvokeEnd,
     LedgerClose,
     LedgerOpen,
+    PluginApprove,
     PluginEnable,
     PluginRegister,
     PolicyChange,
@@ -265,6 +266,31 @@ def _revoked(history: History, event: Event) -> Finding | None:
     if history.condemned:
         return f"the end of {min(history.condemned)}, which was revoked", fields.EVENT_TYPE
     return None
+
+
+@invariant(
+    "AUD-18", "INV-PNP-06",
+    "A version that may more than the one enabled before it is enabled only after exactly that "
+    "difference was approved",
+    PluginEnable, PluginApprove,
+)
+def _approved(history: History, event: Event) -> Finding | None:
+    fields = event.fields
+    assert isinstance(fields, PluginEnable | PluginApprove)
+    plugin, version = fields.plugin, fields.version
+    register = history.versions.get((plugin, version))
+    if isinstance(fields, PluginApprove):
+        return None if register is not None else ("a registered version", f"{plugin}@{version}")
+    if fields.diff_sha256 is not None:
+        if history.approved.get((plugin, version, fields.diff_sha256)):
+            return None
+        return f"plugin.approve of {fields.diff_sha256} before", "none"
+    # Limits and schemas are in the manifest; what a ledger shows of it are the capabilities.
+    before = history.versions.get((plugin, history.last_enabled.get(plugin, "")))
+    if register is None or before is None:
+        return None
+    more = sorted(set(register.capabilities) - set(before.capabilities))
+    return (f"an approval of {', '.join(more)}", "none") if more else None
 
 
 def _rank(version: str) -> tuple[int, int, int, bool, tuple[tuple[bool, int, str], ...]]:

@@ -71,6 +71,8 @@ _MAPS: Final = frozenset({"properties", "patternProperties"})
 _CHOICES: Final = frozenset({"anyOf", "oneOf"})
 _LISTS: Final = frozenset({"allOf", "prefixItems"}) | _CHOICES
 _ROOT_ONLY: Final = frozenset({"$defs", "$schema"})
+SILENT: Final = _NOTES | _ROOT_ONLY
+"""Keywords that by themselves accept and refuse nothing."""
 _REFERENCE: Final = re.compile(r"#/\$defs/([A-Za-z0-9_.-]{1,128})")
 
 Profile = tuple[int, ...]

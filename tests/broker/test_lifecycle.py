@@ -13,8 +13,8 @@ from schemas.messages import FromAdmin, FromOmega
 # Written out a second time on purpose: who may ask for what, in the words of the design.
 READS = {"list_plugins", "get_plugin", "status", "ledger_head", "prove", "prove_consistency",
          "show_request"}
-CHANGES = {"register_plugin", "validate_bundle", "enable_plugin", "disable_plugin", "grant",
-           "revoke", "set_trust"}
+CHANGES = {"register_plugin", "validate_bundle", "enable_plugin", "disable_plugin", "approve",
+           "grant", "revoke", "set_trust"}
 ALLOWED = {
     "omega": {"invoke", "invoke_pipeline", "cancel"} | READS,
     "operator": READS | CHANGES,

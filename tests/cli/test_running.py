@@ -54,13 +54,15 @@ concurrency = 2
 '''
 
 
-def bundle(home: Path, version: str, *, key: Path | None = None, capabilities: str = "") -> Path:
+def bundle(home: Path, version: str, *, key: Path | None = None, capabilities: str = "",
+           memory_mb: int = 128) -> Path:
     """Pack and sign one version of the plugin as an author would."""
     folder = home.parent / f"echo-{version}"
     folder.mkdir(exist_ok=True)
     (folder / "plugin.py").write_text(PLUGIN)
     (folder / "plugin.toml").write_text(
         SOURCE.replace("VERSION", version).replace("CAPABILITIES", capabilities)
+        .replace("memory_mb = 128", f"memory_mb = {memory_mb}")
     )
     path = home.parent / f"echo-{version}.omegaplugin"
     for arguments in (

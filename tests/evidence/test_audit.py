@@ -28,6 +28,7 @@ from schemas.events import (
     LedgerClose,
     LedgerRecovery,
     LedgerRoll,
+    PluginApprove,
     PluginEnable,
     PluginQuarantine,
     QuotaRefuse,
@@ -91,6 +92,34 @@ def asked(kind: str, reply: str, event: object, peer: str = OPERATOR) -> dict[st
     """A request with the event that it brings about and its reply."""
     return {
         "asks_more": heard(peer, kind, 105), "more": event, "tells_more": told(peer, reply, 105)
+    }
+
+
+def upgraded(
+    capabilities: tuple[str, ...], enabled_for: str | None = None, approve: str | None = None
+) -> dict[str, object]:
+    """A higher version that is registered, perhaps approved, enabled, and taken back again."""
+    newer = "1.3.0"
+    events: dict[str, object] = {
+        "asks_register_2": heard(OPERATOR, "register_plugin", 106),
+        "register_2": registered(newer, capabilities=capabilities),
+        "registered_2": told(OPERATOR, "registered", 106),
+    }
+    if approve is not None:
+        events |= {
+            "asks_approve": heard(OPERATOR, "approve", 107),
+            "approve": PluginApprove(plugin=PLUGIN, version=newer, diff_sha256=approve,
+                                     actor=OPERATOR),
+            "approved": told(OPERATOR, "approved", 107),
+        }
+    return events | {
+        "asks_enable_2": heard(OPERATOR, "enable_plugin", 108),
+        "enable_2": PluginEnable(plugin=PLUGIN, version=newer, previous=VERSION,
+                                 diff_sha256=enabled_for, actor=OPERATOR),
+        "enabled_2": told(OPERATOR, "enabled", 108),
+        "asks_enable_3": heard(OPERATOR, "enable_plugin", 109),
+        "enable_3": PluginEnable(plugin=PLUGIN, version=VERSION, previous=newer, actor=OPERATOR),
+        "enabled_3": told(OPERATOR, "enabled", 109),
     }
 
 
@@ -177,6 +206,11 @@ BROKEN = [
     Broken("AUD-11", "end 2", put(RIGHT, "answer 2", mismatch=DeterminismMismatch(
         request_id=request(2), plugin=PLUGIN, version=VERSION, method="count", against="history",
         input_fingerprint=DIGEST, output_fingerprint=DIGEST, other_output_fingerprint=OTHER))),
+    Broken("AUD-18", "enable 2", put(RIGHT, "enabled", **upgraded(
+        ("clock.read", "random.read")))),
+    Broken("AUD-18", "enable 2", put(RIGHT, "enabled", **upgraded(("clock.read",), OTHER))),
+    Broken("AUD-18", "enable 2", put(RIGHT, "enabled", **upgraded(
+        ("clock.read", "random.read"), OTHER, approve=DIGEST))),
     Broken("AUD-12", "start", changed(RIGHT, "start", grants=("env.read:HOME",))),
     Broken("AUD-12", "more", put(RIGHT, "enabled", **asked("grant", "granted", GrantChange(
         action="granted", plugin=PLUGIN, capability="net.connect", actor=OPERATOR)))),
@@ -259,6 +293,12 @@ def test_each_invariant_is_broken_alone(broken, folder):
     assert verdict.event_type == broken.story[broken.at].EVENT_TYPE
     assert verdict.expected
     assert verdict.found
+
+
+def test_an_upgrade_that_was_approved_breaks_nothing(folder):
+    """Exactly the approved difference may be enabled, and going back to what was narrower too."""
+    story = put(RIGHT, "enabled", **upgraded(("clock.read", "random.read"), OTHER, approve=OTHER))
+    assert audited(story, folder).ok
 
 
 def test_every_invariant_is_broken_by_some_ledger():

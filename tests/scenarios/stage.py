@@ -23,6 +23,7 @@ from broker.state import Edge, KnownKey, State
 from schemas import codec
 from schemas.messages import (
     Abort,
+    Approve,
     Budget,
     Bye,
     CallFailure,
@@ -51,7 +52,7 @@ from schemas.payloads import JSONPayload, TextPayload
 from schemas.pipelines import step_request_id
 from schemas.policy import Policy, Quotas
 from schemas.witness import PROBES
-from tests.simulation.clients import KEYS, bundle
+from tests.simulation.clients import KEYS, bundle, difference_digest
 from tests.simulation.fakes import (
     LAUNCHER_FD,
     SIGNALS_FD,
@@ -104,6 +105,7 @@ class Stage:
         self.begin()
         self.commands: dict[str, Callable[..., Arrival | None]] = {
             "register": self.register, "enable": self.enable, "disable": self.disable,
+            "approve": self.approve,
             "grant": self.grant, "take-back": self.take_back, "revoke": self.revoke,
             "revoke-publisher": self.revoke_publisher,
             "invoke": self.invoke, "pipeline": self.pipeline, "read": self.read,
@@ -271,6 +273,12 @@ class Stage:
     def disable(self, plugin: str) -> Arrival:
         """An operator disables a plugin."""
         return self.from_operator(DisablePlugin(request_id=self.uuid(), plugin=plugin))
+
+    def approve(self, plugin: str, version: str, against: str) -> Arrival:
+        """An operator approves the difference of a version to another one."""
+        return self.from_operator(Approve(
+            request_id=self.uuid(), plugin=plugin, version=version,
+            diff_digest=difference_digest(plugin, against, version)))
 
     def revoke(self, subject: str) -> Arrival:
         """An operator revokes a version."""

@@ -70,7 +70,7 @@ _A = {"request_id": REQUEST, "receipt": RECEIPT}
 
 READS: tuple[messages.Read, ...] = (
     messages.ListPlugins(**_R, after="abc", limit=50),
-    messages.GetPlugin(**_R, plugin="word-count"),
+    messages.GetPlugin(**_R, plugin="word-count", version="1.2.0"),
     messages.Status(**_R),
     messages.LedgerHead(**_R),
     messages.Prove(**_R, seq=7),
@@ -315,7 +315,7 @@ EVENTS: tuple[events.EventFields, ...] = (
         actor=KEY_ID,
     ),
     events.PluginApprove(**_G, diff_sha256=DIGEST_A, actor=KEY_ID),
-    events.PluginEnable(**_G, previous="1.1.0", actor=KEY_ID),
+    events.PluginEnable(**_G, previous="1.1.0", diff_sha256=DIGEST_A, actor=KEY_ID),
     events.PluginDisable(**_G, actor=KEY_ID),
     events.PluginQuarantine(**_G, reason="probe_succeeded", detail="open_file"),
     events.Revoke(kind="client_key", id=KEY_ID, reason="lost laptop", actor=KEY_ID, ended=3),

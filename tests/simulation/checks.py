@@ -31,6 +31,7 @@ from schemas.events import (
     WorkerStart,
     ZygoteRecycle,
 )
+from tests.simulation.clients import WIDER, difference_digest
 from tests.simulation.fakes import require
 from tests.simulation.trusts import may_run
 
@@ -85,6 +86,8 @@ class Checks:
     asked: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     granted: set[tuple[str, str]] = field(default_factory=set)
     enabled: dict[str, str] = field(default_factory=dict)
+    last_enabled: dict[str, str] = field(default_factory=dict)
+    approved: set[tuple[str, str]] = field(default_factory=set)
     dead: set[tuple[str, str]] = field(default_factory=set)
     answers_due: dict[str, int] = field(default_factory=dict)
     untold: set[str] = field(default_factory=set)
@@ -177,9 +180,12 @@ class Checks:
         elif isinstance(fields, PluginEnable):
             key = (fields.plugin, fields.version)
             require(key in self.registered and key not in self.dead, "enabled what may not be")
-            self.enabled[fields.plugin] = fields.version
+            self._widening(fields)
+            self.last_enabled[fields.plugin] = self.enabled[fields.plugin] = fields.version
             for method in [key for key in self.resting if key[0] == fields.plugin]:
                 del self.resting[method]
+        elif isinstance(fields, PluginApprove):
+            self._widening(fields)
         elif isinstance(fields, PluginDisable):
             self.enabled.pop(fields.plugin, None)
         elif isinstance(fields, PluginQuarantine):
@@ -187,6 +193,20 @@ class Checks:
         elif isinstance(fields, Revoke) and fields.kind == "plugin_version":
             plugin, _, version = fields.id.partition("@")
             self._kill(plugin, version)
+
+    def _widening(self, fields: PluginEnable | PluginApprove) -> None:
+        """Only the present difference is approved, and what widens was approved before."""
+        before = self.last_enabled.get(fields.plugin, WIDER)
+        widens = fields.version == WIDER != before
+        present = difference_digest(fields.plugin, before, WIDER) if widens else None
+        if isinstance(fields, PluginApprove):
+            require(fields.diff_sha256 == present,
+                    "another difference was approved than the present one")
+            self.approved.add((fields.plugin, fields.diff_sha256))
+            return
+        require(fields.diff_sha256 == present, "enabled for another difference")
+        require(not widens or (fields.plugin, present) in self.approved,
+                "a version that widens was enabled before its difference was approved")
 
     def _kill(self, plugin: str, version: str) -> None:
         self.dead.add((plugin, version))

@@ -10,8 +10,12 @@ import msgspec
 
 from broker.arrivals import Arrival, FrontFrames, HandshakesRefused, OversizedMessage
 from broker.effects import Origin
+from broker.trust.bundles import read_bundle
+from broker.trust.ratchet import difference
+from broker.trust.signatures import decode_base64, read_envelope
 from schemas import codec
 from schemas.messages import (
+    Approve,
     Budget,
     Cancel,
     DisablePlugin,
@@ -45,7 +49,9 @@ if TYPE_CHECKING:
 KEYS: dict[str, Role] = {
     "a" * 16: "omega", "b" * 16: "omega", "c" * 16: "operator", "d" * 16: "auditor",
 }
-PLUGINS = (("alpha", "1.0.0"), ("alpha", "1.1.0"), ("beta", "1.0.0"))
+PLUGINS = (("alpha", "1.0.0"), ("alpha", "1.1.0"), ("alpha", "1.2.0"), ("beta", "1.0.0"))
+WIDER = "1.2.0"
+"""The version whose limits are higher than those of the others."""
 GRANTED = {"beta": ("artifact.read",)}
 """What a plugin asks for, by its id, and is granted at the begin of a run."""
 
@@ -54,8 +60,19 @@ GRANTED = {"beta": ("artifact.read",)}
 def bundle(plugin: str, version: str) -> bytes:
     """Make one real signed bundle, once."""
     return signed_bundle(
-        plugin, version, concurrency=2, capabilities=GRANTED.get(plugin, ())
+        plugin, version, concurrency=3 if version == WIDER else 2,
+        capabilities=GRANTED.get(plugin, ()),
     )
+
+
+@functools.cache
+def difference_digest(plugin: str, before: str, after: str) -> str:
+    """Give the digest of the difference between two versions."""
+    signed = [
+        decode_base64(read_envelope(read_bundle(bundle(plugin, version)).envelope).payload, "")
+        for version in (before, after)
+    ]
+    return difference(*signed).digest()
 
 
 class Clients:
@@ -104,6 +121,10 @@ class Clients:
         choices: list[msgspec.Struct] = [
             *[EnablePlugin(request_id=ask, plugin=plugin, version=version)] * 12,
             DisablePlugin(request_id=ask, plugin=plugin),
+            *[Approve(request_id=ask, plugin="alpha", version=WIDER, diff_digest=digest)
+              for digest in (difference_digest("alpha", "1.0.0", WIDER),
+                             difference_digest("alpha", "1.1.0", WIDER), "0" * 64)],
+            Approve(request_id=ask, plugin=plugin, version=version, diff_digest="0" * 64),
             Grant(request_id=ask, plugin=plugin, capability="clock.read"),
             *[Grant(request_id=ask, plugin="beta", capability="artifact.read")] * 2,
             Revoke(request_id=ask, kind="grant", id="beta artifact.read", reason="test"),
@@ -113,6 +134,7 @@ class Clients:
             RegisterPlugin(request_id=ask, bundle=self.random.randbytes(40)),
             ValidateBundle(request_id=ask, bundle=b"PK"),
             Status(request_id=ask), ListPlugins(request_id=ask, limit=1),
+            GetPlugin(request_id=ask, plugin=plugin, version=version),
             GetPlugin(request_id=ask, plugin=plugin), LedgerHead(request_id=ask),
             Prove(request_id=ask, seq=self.random.randint(0, 2 * len(self.ledger.events))),
             ProveConsistency(request_id=ask, old_size=self.random.randint(0, 99_999)),
