@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Literal
 
+from broker.client_keys import admitted, front_of
 from broker.effects import Evidence, Origin, SetKeys, StoreBundle
 from broker.inventory import PluginRecord
 from broker.orchestrator.calls import Call, LoadedPlugin
@@ -227,6 +228,10 @@ class Administration:
     def _revoke(self, origin: Origin, request: Revoke) -> None:
         """Take something back: the event first, then what runs under it ends."""
         state = self._state
+        if request.disconnect and request.kind != "client_key":
+            state.refuse(origin, request.request_id, RefusalCode.MESSAGE_INVALID,
+                         "only a client's key has connections", where="$.disconnect")
+            return
         victims = self._victims(origin, request)
         if victims is None:
             return
@@ -238,7 +243,8 @@ class Administration:
         ]
         reason = printable(request.reason, 1024)
         state.append(RevokeEvent(kind=request.kind, id=subject, reason=reason,
-                                 actor=origin.key_id, ended=len(ended)))
+                                 actor=origin.key_id, ended=len(ended),
+                                 disconnect=request.disconnect))
         state.send(
             origin,
             Revoked(request_id=request.request_id, kind=request.kind, id=subject,
@@ -251,7 +257,10 @@ class Administration:
             for worker in list(state.fleet.pool(*victim).workers.values()):
                 self._workers.kill(worker, "revoked", failed=False)
         if request.kind == "client_key":
-            self._drop_key(subject)
+            # The fold takes the event in later, so the key is named here too.
+            front = front_of(state.keys[subject].role)
+            state.do(SetKeys(front, admitted(state, front, without=subject),
+                             subject if request.disconnect else ""))
 
     def _victims(self, origin: Origin, request: Revoke) -> list[tuple[str, str]] | None:
         """Name the versions that lose their right by a revocation; None when it was refused."""
@@ -294,14 +303,6 @@ class Administration:
             state.refuse(origin, request.request_id, RefusalCode.KEY_UNKNOWN, where="$.id")
             return None
         return []
-
-    def _drop_key(self, key_id: str) -> None:
-        state = self._state
-        key = state.keys[key_id]
-        state.do(SetKeys("front.omega" if key.role == "omega" else "front.admin", {
-            entry.public_key: entry.key_id for entry in state.keys.values()
-            if entry.key_id != key_id and (entry.role == "omega") == (key.role == "omega")
-        }))
 
     # --- reads ---
 

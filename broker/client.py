@@ -419,10 +419,16 @@ class AdminClient(_Client):
         kind: Literal["plugin_version", "publisher_key", "client_key", "grant"],
         identifier: str,
         reason: str,
+        *,
+        disconnect: bool = False,
     ) -> messages.Revoked:
-        """Take back a version, a publisher's key, a client's key or a grant."""
+        """Take back a version, a publisher's key, a client's key or a grant.
+
+        With `disconnect`, for a client's key, its open connections end too.
+        """
         request = messages.Revoke(
-            **self._session.common(), kind=kind, id=identifier, reason=reason
+            **self._session.common(), kind=kind, id=identifier, reason=reason,
+            disconnect=disconnect,
         )
         return self._ask(request, messages.Revoked)
 

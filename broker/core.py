@@ -208,7 +208,7 @@ class Core:
         decoder: codec.Decoder[FromOmega] | codec.Decoder[FromAdmin],
     ) -> list[Effect]:
         state = self._at(now)
-        if origin.key_id not in state.keys or origin.key_id in state.inventory.revoked_keys:
+        if not state.knows(origin.key_id):
             if state.drop(origin.front, origin.key_id, RefusalCode.KEY_REVOKED, len(frame)):
                 state.refuse(
                     origin, codec.request_id_of(frame), RefusalCode.KEY_REVOKED, receipt=True

@@ -100,10 +100,11 @@ class Evidence(msgspec.Struct, frozen=True, gc=False):
 
 
 class SetKeys(msgspec.Struct, frozen=True, gc=False):
-    """Admit exactly these public keys (Z85) on one front from now on."""
+    """Admit exactly these public keys (Z85) on one front; end the connections of `disconnect`."""
 
     front: Front
     keys: dict[str, str]
+    disconnect: str = ""
 
 
 Effect = Append | Send | Order | Spawn | Kill | StoreBundle | StoreTrust | Evidence | SetKeys

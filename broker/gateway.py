@@ -351,7 +351,7 @@ class Gateway:
             elif isinstance(effect, StoreTrust):
                 self._trust.install()
             else:
-                self._transport.set_keys(effect.front, effect.keys)
+                self._transport.set_keys(effect.front, effect.keys, disconnect=effect.disconnect)
         if ledger.roll_due:
             ledger.roll()
             self.append(self._core.snapshot())

@@ -95,7 +95,7 @@ endpoint = {omega}
 endpoint = {admin}
 """
 _POLICY: Final = """\
-# What plugins may do. Everything absent is refused. It is read when the gateway starts.
+# What plugins may do. Everything absent is refused. Read at the start and by SIGHUP.
 #
 # [grants."text-*"]
 # capabilities = ["clock.read", "env.read:LANG", "fs.read:corpus", "artifact.read"]

@@ -85,13 +85,17 @@ class HomeKeys(NamedTuple):
     determinism: bytes
 
 
-class ClientKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`keys/clients/KEY_ID.toml`: one client's public key, its role and a name for people."""
+class ClientKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`keys/clients/KEY_ID.toml`: one client's public key, its role and a name for people.
+
+    `replaces` is the id of the key that this one follows, empty for a client's first.
+    """
 
     format: Literal["omega-client-key/1"]
     role: Role
     public_key: CurveKey
     name: Annotated[Name, Meta(max_length=64)]
+    replaces: Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?$")] = ""
 
 
 # --- Pairs and names ---
@@ -368,7 +372,9 @@ def list_client_keys(home: str) -> dict[str, ClientKey]:
     return keys
 
 
-def add_client_key(home: str, *, role: Role, public_key: str, name: str) -> str:
+def add_client_key(
+    home: str, *, role: Role, public_key: str, name: str, replaces: str = ""
+) -> str:
     """Let a public key into a home, durably.
 
     Args:
@@ -376,6 +382,7 @@ def add_client_key(home: str, *, role: Role, public_key: str, name: str) -> str:
         role: what the key may ask for.
         public_key: the CURVE public key in Z85.
         name: a name for people.
+        replaces: the id of the client's present key, if it has one.
 
     Returns:
         The key's id.
@@ -385,7 +392,7 @@ def add_client_key(home: str, *, role: Role, public_key: str, name: str) -> str:
         ValueError: the key or the name is malformed.
     """
     identifier = curve_key_id(public_key)
-    key = ClientKey("omega-client-key/1", role, public_key, name)
+    key = ClientKey("omega-client-key/1", role, public_key, name, replaces)
     msgspec.convert(msgspec.to_builtins(key), ClientKey)
     write_private(os.path.join(home, "keys", "clients", f"{identifier}.toml"), flat_toml(key))
     return identifier

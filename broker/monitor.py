@@ -66,7 +66,7 @@ class ConnectionMonitor:
         self.lost = 0
         self._unfinished: dict[int, None] = {}
         self._finished: set[int] = set()
-        self._spoken: set[int] = set()
+        self._spoken: dict[int, str] = {}
         self._ended: set[int] = set()
         self._failures_open = 0
 
@@ -78,20 +78,25 @@ class ConnectionMonitor:
         """How many connections have finished their handshake."""
         return len(self._finished)
 
-    def spoke(self, descriptor: int) -> None:
-        """Note that a message came by this connection: whoever it is has a key."""
-        self._spoken.add(descriptor)
+    def spoke(self, descriptor: int, key_id: str) -> None:
+        """Note that a message came by this connection, and under which key."""
+        self._spoken[descriptor] = key_id
 
     def end_strangers(self) -> int:
         """End every handshake that is under way; gives how many there were.
 
         Who was heard is spared: which connection has finished its handshake is partly a guess.
         """
-        return self._end(set(self._unfinished) - self._spoken)
+        return self._end(set(self._unfinished) - self._spoken.keys())
 
     def end_clients(self) -> int:
         """End every other connection; gives how many there were."""
-        return self._end(self._finished | self._spoken)
+        return self._end(self._finished | self._spoken.keys())
+
+    def end_key(self, key_id: str) -> int:
+        """End every connection that is or may be of one key; gives how many there were."""
+        known = self._finished | self._spoken.keys() | self._unfinished.keys()
+        return self._end({one for one in known if self._spoken.get(one, key_id) == key_id})
 
     def _end(self, descriptors: set[int]) -> int:
         """Shut connections down, which libzmq has no call for; once each.
@@ -165,7 +170,7 @@ class ConnectionMonitor:
             self._finished.add(oldest)
 
     def _disconnected(self, descriptor: int) -> None:
-        self._spoken.discard(descriptor)
+        self._spoken.pop(descriptor, None)
         self._ended.discard(descriptor)
         if descriptor in self._finished:
             self._finished.discard(descriptor)

@@ -2,7 +2,7 @@
 
 Rules this file keeps: a part that cannot change while sockets and ledger are open refuses the
 whole; a policy that takes something away ends what runs under it at once, one that gives more or
-changes a value replaces workers one after the other; a changed policy is an event.
+changes a value replaces workers one after the other; a changed policy or key is an event.
 
 It leaves reading files to `broker.home` and the signal to `broker.gateway`. Source: specification
 section 6; docs/LEDGER.md, `policy.change`.
@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from broker.client_keys import take_keys
 from broker.config import GatewayConfig
 from broker.orchestrator.calls import Call
 from broker.policy import effective
-from broker.state import State
+from broker.state import KnownKey, State
 from broker.supervision import Supervision
 from schemas.events import PolicyChange
 from schemas.policy import Policy
@@ -26,11 +27,12 @@ FIXED: Final = ("format", "domain", "log_id", "omega", "admin", "process", "ledg
 
 
 class Settings(NamedTuple):
-    """What a home's two files say."""
+    """What a home's two files say, and the clients' keys beside them."""
 
     config: GatewayConfig
     policy: Policy
     policy_sha256: str
+    keys: dict[str, KnownKey]
 
 
 def fixed_difference(before: GatewayConfig, after: GatewayConfig) -> str | None:
@@ -53,6 +55,7 @@ def take_settings(
         end_revoked: ends a call whose right was taken away.
     """
     state.reconfigure(settings.config)
+    take_keys(state, settings.keys, end_revoked)
     if settings.policy_sha256 == state.policy_sha256:
         return
     state.append(PolicyChange(

@@ -27,9 +27,11 @@ from nacl.signing import SigningKey
 
 from broker.administration import loaded_plugin
 from broker.bundles import BundleFolder
+from broker.client_keys import admitted, key_changes
 from broker.configured import HomeRefused
 from broker.core import Core
 from broker.descriptors import raise_descriptor_limit
+from broker.effects import Front
 from broker.gateway import Gateway
 from broker.home import Home, find_home, load_home, prepare_run_directory
 from broker.inventory import Inventory
@@ -49,7 +51,6 @@ from broker.trust.validation import load_registered
 from broker.trust_folder import TrustFolder
 from schemas.events import (
     EventFields,
-    KeyChange,
     LedgerClose,
     LedgerOpen,
     PolicyChange,
@@ -86,7 +87,8 @@ class SystemClock:
 class StopSignals:
     """SIGTERM and SIGINT as a descriptor to watch: each is one request to stop.
 
-    SIGHUP reads gateway.toml and policy.toml again; also a terminal that was closed ends nothing.
+    SIGHUP reads gateway.toml, policy.toml and the clients' keys again; also a terminal that was
+    closed ends nothing.
     """
 
     def __init__(self, log: Log, reread: Callable[[], Settings]) -> None:
@@ -140,7 +142,7 @@ def _reread(home: Home, overrides: dict[str, str]) -> Settings:
             f"{home.path}/gateway.toml: {section} changed, which needs a new start",
         )
     raise_descriptor_limit(fresh.config, tcp_fronts=len(home.tcp_ports))
-    return Settings(fresh.config, fresh.policy, policy_digest(fresh.policy))
+    return Settings(fresh.config, fresh.policy, policy_digest(fresh.policy), _known_keys(fresh))
 
 
 def serve(home_path: str | None, overrides: dict[str, str]) -> int:
@@ -225,13 +227,16 @@ def _open_transport(home: Home, crowd_max: int) -> Transport:
 
 def _admit(state: State, transport: Transport) -> None:
     """Give each front its keys, without those that the ledger says were revoked."""
-    keys = [key for key in state.keys.values() if key.key_id not in state.inventory.revoked_keys]
-    transport.set_keys(
-        "front.omega", {key.public_key: key.key_id for key in keys if key.role == "omega"}
-    )
-    transport.set_keys(
-        "front.admin", {key.public_key: key.key_id for key in keys if key.role != "omega"}
-    )
+    fronts: tuple[Front, Front] = ("front.omega", "front.admin")
+    for front in fronts:
+        transport.set_keys(front, admitted(state, front))
+
+
+def _known_keys(home: Home) -> dict[str, KnownKey]:
+    return {
+        key_id: KnownKey(key_id, key.role, key.public_key, key.replaces)
+        for key_id, key in home.clients.items()
+    }
 
 
 def _state(home: Home, clock: SystemClock) -> State:
@@ -241,10 +246,7 @@ def _state(home: Home, clock: SystemClock) -> State:
         trust=home.trust.trust,
         trust_sha256=home.trust.sha256,
         policy_sha256=policy_digest(home.policy),
-        keys={
-            key_id: KnownKey(key_id, key.role, key.public_key)
-            for key_id, key in home.clients.items()
-        },
+        keys=_known_keys(home),
         inventory=Inventory(),
         plugins={},
         edge=Edge(
@@ -324,12 +326,7 @@ def _changes(home: Home, state: State) -> Iterator[EventFields]:
     if inventory.policy_sha256 != state.policy_sha256:
         yield PolicyChange(sha256=state.policy_sha256, actor="home",
                            previous_sha256=inventory.policy_sha256 or None)
-    for key_id, key in sorted(home.clients.items()):
-        if inventory.known_keys.get(key_id) != key.role:
-            yield KeyChange(action="added", role=key.role, key_id=key_id, actor="home")
-    for key_id, role in sorted(inventory.known_keys.items()):
-        if key_id not in home.clients:
-            yield KeyChange(action="removed", role=role, key_id=key_id, actor="home")
+    yield from key_changes(inventory.known_keys, state.keys)
 
 
 def _announce(home: Home, log: Log, ledger: Ledger) -> None:

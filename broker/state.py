@@ -41,11 +41,12 @@ TimerKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """One client's public key, as Z85 text, and the role it has."""
+    """One client's public key, as Z85 text, the role it has, and the id of the key it replaces."""
 
     key_id: str
     role: Role
     public_key: str
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +240,10 @@ class State:
                 return False
         # A wall clock may step; the window must not forget or hold on because of it.
         return window.admit(request_id, self.now + self.steady_offset_us)
+
+    def knows(self, key_id: str) -> bool:
+        """Say whether a client's key lies in the home and was not revoked."""
+        return key_id in self.keys and key_id not in self.inventory.revoked_keys
 
     def trusts(self, record: VersionRecord) -> bool:
         """Say whether the publisher of a registered version is still trusted, now.

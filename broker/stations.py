@@ -177,6 +177,13 @@ class FrontStation(Station):
             arrivals.append(HandshakesRefused(self.front, 1, OVERRUN))
         return more
 
+    def disconnect(self, key_id: str) -> None:
+        """End what connections a key may have: those it spoke by, and those nobody spoke by yet.
+
+        Whoever said nothing waits for nothing, and connects anew without losing anything.
+        """
+        self.monitor.end_key(key_id)
+
     def close_among_crowds(self, linger_ms: int, answer: Callable[[], object]) -> None:
         """Close the socket first and read its monitor to the end: a crowd may fill it meanwhile."""
         self.socket.close(linger=linger_ms)
@@ -188,10 +195,10 @@ class FrontStation(Station):
         first = self.socket.recv(_NOBLOCK, copy=False)
         try:
             user_id = first.get("User-Id")
-            self.monitor.spoke(int(first.get(zmq.SRCFD)))
         except zmq.ZMQError:
             user_id = ""
         key_id = user_id if isinstance(user_id, str) and _KEY_ID.fullmatch(user_id) else ""
+        self.monitor.spoke(int(first.get(zmq.SRCFD)), key_id)
         frames = [self.socket.recv(_NOBLOCK)] if first.more else []
         if not self._read_rest(frames, key_id or "unknown"):
             return

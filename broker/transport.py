@@ -317,13 +317,21 @@ class Transport:
 
     # --- Who may connect ---
 
-    def set_keys(self, front: Front, keys: dict[str, str]) -> None:
+    def set_keys(self, front: Front, keys: dict[str, str], *, disconnect: str = "") -> None:
         """Admit exactly these keys (Z85 to key id) at handshakes from now on.
+
+        Args:
+            front: whose keys.
+            keys: all that may connect.
+            disconnect: the id of a key whose open connections end too.
 
         Raises:
             ValueError: a key is malformed.
         """
-        self._fronts[front].door.keys = _raw_keys(keys)
+        station = self._fronts[front]
+        station.door.keys = _raw_keys(keys)
+        if disconnect:
+            station.disconnect(disconnect)
 
     def open_worker(self, incarnation: str) -> WorkerEndpoint:
         """Open one worker's socket with fresh keys; nobody is admitted before `admit_worker`.

@@ -410,7 +410,7 @@ export interface Grant {
 
 /**
  * Take back a version, a publisher's key, a client's key or a grant.
- * `id` is `plugin@version`, a key id, or `plugin capability`, by `kind`.
+ * `id` is `plugin@version`, a key id, or `plugin capability`, by `kind`. With `disconnect`, for a client's key, its open connections end too.
  */
 export interface Revoke {
   readonly type: "revoke";
@@ -420,6 +420,7 @@ export interface Revoke {
   readonly kind: "client_key" | "grant" | "plugin_version" | "publisher_key";
   readonly id: ShortText;
   readonly reason: string;
+  readonly disconnect?: boolean;
 }
 
 /** Replace the trust root by a newer one that the present one signed. */

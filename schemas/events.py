@@ -260,7 +260,7 @@ class PluginApprove(EventFields, frozen=True, kw_only=True):
 
 
 class Revoke(EventFields, frozen=True, kw_only=True):
-    """Something was taken back; `ended` open calls end by it."""
+    """Something was taken back; `ended` open calls end by it, with `disconnect` connections too."""
 
     EVENT_TYPE: ClassVar[str] = "revoke"
     kind: Literal["plugin_version", "publisher_key", "client_key", "grant"]
@@ -268,6 +268,7 @@ class Revoke(EventFields, frozen=True, kw_only=True):
     reason: ShortText
     actor: Actor
     ended: Count = 0
+    disconnect: bool = False
 
 
 # --- Workers ---

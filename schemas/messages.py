@@ -219,12 +219,14 @@ class Grant(_Request, tag="grant", frozen=True, kw_only=True):
 class Revoke(_Request, tag="revoke", frozen=True, kw_only=True):
     """Take back a version, a publisher's key, a client's key or a grant.
 
-    `id` is `plugin@version`, a key id, or `plugin capability`, by `kind`.
+    `id` is `plugin@version`, a key id, or `plugin capability`, by `kind`. With `disconnect`, for a
+    client's key, its open connections end too.
     """
 
     kind: Literal["plugin_version", "publisher_key", "client_key", "grant"]
     id: ShortText
     reason: Annotated[str, Meta(min_length=1, max_length=256)]
+    disconnect: bool = False
 
 
 class SetTrust(_Request, tag="set_trust", frozen=True, kw_only=True):

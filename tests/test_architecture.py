@@ -36,6 +36,7 @@ PURE: Final = (
         for name in (
             "core", "lifecycle", "effects", "inventory", "policy", "state", "invocations",
             "supervision", "administration", "arrivals", "trusting", "shell",
+            "client_keys",
         )
     ),
     "broker/orchestrator/**/*.py",

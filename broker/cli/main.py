@@ -89,7 +89,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "plugins": Entry("List, register, enable and revoke plugins.", _plugins),
     "invoke": Entry("Run one method of one plugin.", _invocations),
     "pipeline": Entry("Run a graph of methods.", _pipelines),
-    "keys": Entry("Make, list and revoke client keys.", _keys),
+    "keys": Entry("Make, list, rotate and revoke keys.", _keys),
     "ledger": Entry("Read, verify, audit and prove the ledger.", _ledger),
     "completion": Entry("Print the completion script of a shell.", _questions),
 }

@@ -141,7 +141,7 @@ def _of_client(error: Exception) -> Ending | None:
     if isinstance(error, TimedOut):
         return Ending(str(error), "give more time with --timeout, or ask `status`", UNREACHABLE)
     if isinstance(error, NotAuthorised):
-        return Ending(str(error), "a running gateway learns of keys at its next start",
+        return Ending(str(error), "a running gateway learns of keys by SIGHUP or at its next start",
                       NOT_AUTHORISED)
     if isinstance(error, LedgerForked):
         return Ending(str(error), "keep home, profile and this sentence as evidence, and stop",

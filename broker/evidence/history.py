@@ -223,6 +223,11 @@ class History:
             self.revoked_keys.add(fields.key_id)
         elif fields.action == "removed":
             self.roles.pop(fields.key_id, None)
+            self.heard.pop(fields.key_id, None)
+            # What an earlier process left open ends as abandoned.
+            self.condemned |= {
+                name for name, call in self.calls.items() if call.accept.peer == fields.key_id
+            } - self.inherited
         else:
             self.roles[fields.key_id] = fields.role
 

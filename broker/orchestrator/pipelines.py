@@ -137,7 +137,7 @@ class Pipelines:
             return
         if pipeline.deadline_us <= state.now:
             self.end(pipeline, "deadline")
-        elif pipeline.origin.key_id in state.inventory.revoked_keys:
+        elif not state.knows(pipeline.origin.key_id):
             self.end(pipeline, "revoke")
         else:
             for step in pipeline.order:

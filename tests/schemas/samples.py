@@ -112,7 +112,7 @@ FROM_ADMIN: tuple[messages.FromAdmin, ...] = (
     messages.DisablePlugin(**_R, plugin="word-count"),
     messages.Approve(**_R, plugin="word-count", version="1.2.0", diff_digest=DIGEST_A),
     messages.Grant(**_R, plugin="word-count", capability="env.read:LANG"),
-    messages.Revoke(**_R, kind="client_key", id=KEY_ID, reason="lost laptop"),
+    messages.Revoke(**_R, kind="client_key", id=KEY_ID, reason="lost laptop", disconnect=True),
     messages.SetTrust(**_R, envelope=b'{"payload":""}'),
 )
 REPLIES: tuple[messages.Reply, ...] = (
@@ -318,7 +318,8 @@ EVENTS: tuple[events.EventFields, ...] = (
     events.PluginEnable(**_G, previous="1.1.0", diff_sha256=DIGEST_A, actor=KEY_ID),
     events.PluginDisable(**_G, actor=KEY_ID),
     events.PluginQuarantine(**_G, reason="probe_succeeded", detail="open_file"),
-    events.Revoke(kind="client_key", id=KEY_ID, reason="lost laptop", actor=KEY_ID, ended=3),
+    events.Revoke(kind="client_key", id=KEY_ID, reason="lost laptop", actor=KEY_ID, ended=3,
+                  disconnect=True),
     events.WorkerStart(
         incarnation=INCARNATION,
         **_G,

@@ -145,7 +145,10 @@ class Clients:
                 Revoke(request_id=ask, kind="plugin_version", id=f"{plugin}@{version}",
                        reason="test"),
                 Revoke(request_id=ask, kind="grant", id=f"{plugin} clock.read", reason="test"),
-                *[Revoke(request_id=ask, kind="client_key", id="b" * 16, reason="test")] * 3,
+                *[Revoke(request_id=ask, kind="client_key", id="b" * 16, reason="test",
+                         disconnect=self.random.random() < 0.5)] * 3,
+                Revoke(request_id=ask, kind="grant", id=f"{plugin} clock.read", reason="test",
+                       disconnect=True),
                 Revoke(request_id=ask, kind="publisher_key", id="f" * 16, reason="test"),
             ]
         # A root under which little may run is soon followed by another.

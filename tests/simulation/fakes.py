@@ -230,8 +230,10 @@ class FakeTransport:
         """Close a worker's socket."""
         self.open.discard(incarnation)
 
-    def set_keys(self, front: str, keys: dict[str, str]) -> None:
-        """Change whom a front admits."""
+    def set_keys(
+        self, front: str, keys: dict[str, str], *, disconnect: str = ""
+    ) -> None:
+        """Change whom a front admits, and perhaps end one key's connections."""
         self.keys[front] = keys
 
 

@@ -108,6 +108,14 @@ class Peer:
     draining: bool = False
 
 
+def known_keys() -> dict[str, KnownKey]:
+    """Give the keys that lie in the home; the second of OMEGA's replaces the first."""
+    return {
+        key: KnownKey(key, role, key, "a" * 16 if key == "b" * 16 else "")
+        for key, role in KEYS.items()
+    }
+
+
 class World(Clients):
     """The run. `step` does one turn; `finish` brings everything to rest."""
 
@@ -140,7 +148,7 @@ class World(Clients):
         state = State(
             config=CONFIG, policy=POLICY, trust=FIRST.trust, trust_sha256=FIRST.sha256,
             policy_sha256=policy_digest(POLICY), inventory=inventory, plugins={},
-            keys={key: KnownKey(key, role, key) for key, role in KEYS.items()},
+            keys=known_keys(),
             edge=Edge(new_incarnation=lambda: f"{self.random.getrandbits(128):032x}",
                       new_nonce=lambda: self.random.randbytes(16), determinism_key=b"k" * 32,
                       log_id=CONFIG.log_id),
@@ -314,7 +322,10 @@ class World(Clients):
         self.turn(arrivals)
 
     def settings(self) -> Settings:
-        """Make other settings: bounds and quotas that somebody might come to write."""
+        """Make other settings: bounds, quotas and keys that somebody might come to write."""
+        keys = dict(known_keys())
+        if self.random.random() < 0.3:
+            keys.pop(self.random.choice(["b" * 16, "d" * 16]))
         quotas = msgspec.structs.replace(
             POLICY.quotas, in_flight_max=self.random.randint(2, 6),
             weight=self.random.randint(1, 9), plugins=self.random.choice(
@@ -323,7 +334,7 @@ class World(Clients):
         policy = msgspec.structs.replace(POLICY, quotas=quotas)
         limits = msgspec.structs.replace(CONFIG.limits, queue_max=self.random.randint(1, 5))
         return Settings(msgspec.structs.replace(CONFIG, limits=limits), policy,
-                        policy_digest(policy))
+                        policy_digest(policy), keys)
 
     def ask(self, key: str, message: msgspec.Struct) -> FrontFrames:
         """Send a request at once in a turn of its own, as setup does."""

@@ -11,7 +11,7 @@ import zmq
 
 from broker.keys import curve_pair, read_secret
 from schemas import codec
-from schemas.messages import Refusal
+from schemas.messages import Refusal, Reply
 from schemas.profile import KEY_FILE, PROFILE_FILE, ClientProfile
 
 PATIENCE_MS = 10_000
@@ -45,8 +45,14 @@ class RawClient:
         """Send one message of these frames."""
         self.socket.send_multipart(frames)
 
+    def reply(self) -> Reply:
+        """Wait for whatever comes next."""
+        reply = codec.decode_reply(self.socket.recv())
+        assert reply is not None
+        return reply
+
     def receive(self) -> Refusal:
         """Wait for a refusal."""
-        reply = codec.decode_reply(self.socket.recv())
+        reply = self.reply()
         assert isinstance(reply, Refusal), reply
         return reply

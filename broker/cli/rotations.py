@@ -1,0 +1,92 @@
+"""`keys rotate`: the next step of giving a client, or a front, another key.
+
+Rules this file keeps: one run is one step, and its last line says what comes next; the old key is
+revoked only after the profile has the new one, and the profile gets it only after the gateway let
+it in. It leaves the files to `broker.rotation` and revoking to the gateway.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from broker.cli.ends import NOT_AUTHORISED, CommandError
+from broker.cli.options import home_option, output_option, session
+from broker.cli.output import Table, show
+
+if TYPE_CHECKING:
+    from broker.home import Home
+    from broker.rotation import ClientRotation
+
+RELOAD = "let the gateway read its keys again: `kill -HUP` it, or `systemctl reload omega-gateway`"
+
+
+@click.command()
+@home_option
+@output_option
+@click.option("--profile", "directory", metavar="DIR", required=True,
+              help="The client's profile whose key is replaced.")
+@click.option("--operator", metavar="DIR",
+              help="An operator's profile, to revoke with; else the home's own.")
+def rotate(directory: str, operator: str | None) -> None:
+    """Do the next step of replacing a key.
+
+    First both keys are valid, then the profile has the new one, then the old one is revoked. Run
+    the same command for each step; what was interrupted is done again.
+    """
+    import os
+
+    from broker.home import load_home
+    from broker.rotation import client_rotation
+
+    home = load_home(session().home_path())
+    rotation = client_rotation(home, os.path.expanduser(directory))
+    done = {"begin": _begin, "switch": _switch, "finish": _finish}[rotation.step]
+    if operator is not None:
+        session().profile = operator
+    key_id, replaces, following = done(home, rotation)
+    facts = {"step": rotation.step, "key_id": key_id, "replaces": replaces,
+             "profile": rotation.profile.directory, "next": following}
+    show("omega.key_rotation/1", facts, Table([*facts.items()]))
+
+
+def _begin(home: Home, rotation: ClientRotation) -> tuple[str, str, str]:
+    from broker.rotation import begin
+
+    return begin(home, rotation), rotation.key_id, f"{RELOAD}; then run this command again"
+
+
+def _switch(_home: Home, rotation: ClientRotation) -> tuple[str, str, str]:
+    from broker.client_errors import NotAuthorised
+    from broker.client_link import Link
+    from broker.keys import curve_key_id
+    from broker.rotation import switch
+
+    pair = rotation.next_pair
+    assert pair is not None
+    key_id = curve_key_id(pair.public)
+    link = Link(rotation.profile._replace(pair=pair), 5.0)
+    try:
+        link.open()
+    except NotAuthorised:
+        raise CommandError(
+            NOT_AUTHORISED, f"the gateway does not admit the new key {key_id} yet", RELOAD
+        ) from None
+    finally:
+        link.close()
+    switch(rotation)
+    return key_id, rotation.key_id, (
+        "let the clients of this profile connect anew; then run this command again, which revokes "
+        f"{rotation.key_id} and ends what runs for it"
+    )
+
+
+def _finish(home: Home, rotation: ClientRotation) -> tuple[str, str, str]:
+    from broker.cli.connect import admin_client
+    from broker.keys import remove_client_key
+
+    with admin_client() as client:
+        client.revoke("client_key", rotation.replaced, "replaced by another key")
+    remove_client_key(home.path, rotation.replaced)
+    return rotation.key_id, rotation.replaced, "nothing: the old key is revoked"
