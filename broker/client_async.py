@@ -172,6 +172,11 @@ class AsyncOmegaClient:
         verify_event(proof, seq)
         return proof
 
+    async def prove_consistency(self, old_size: int) -> messages.Consistency:
+        """Ask for the proof that the ledger continues what it was at `old_size` events."""
+        request = messages.ProveConsistency(**self._session.common(), old_size=old_size)
+        return await self._ask(request, messages.Consistency)
+
     async def show_request(self, target: str) -> messages.RequestStory:
         """Ask for all events of one request."""
         request = messages.ShowRequest(**self._session.common(), target=target)

@@ -1,4 +1,4 @@
-"""OMEGA's client for integrators' own tests: no gateway, no key, answers that a test lays down.
+"""OMEGA's clients for integrators' own tests: no gateway, no key, answers that a test lays down.
 
     fake = FakeOmegaClient()
     fake.answer("word-count", "count", {"words": 2})
@@ -6,9 +6,10 @@
     assert code_under_test(fake) == 2      # the second call would be refused
     assert fake.calls[0].payload == TextPayload("one two")
 
-It stands where the connection is: what is above, from canonical JSON to typed errors, is the real
-client. Receipts are typed and rise, but there is no ledger: what asks for checkpoints and proofs
-raises GatewayError. What is not laid down is refused as a gateway would.
+`AsyncFakeOmegaClient` is the same for asyncio. Both stand where the connection is: what is above,
+from canonical JSON to typed errors, is the real client. Receipts are typed and rise, but there is
+no ledger: what asks for checkpoints and proofs raises GatewayError. What is not laid down is
+refused as a gateway would.
 
 Rules this file keeps: nothing waits, and a call that is never answered times out at once. It leaves
 everything that a client does to `broker.client`.
@@ -16,16 +17,19 @@ everything that a client does to `broker.client`.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from types import TracebackType
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
 from broker.client import OmegaClient
+from broker.client_async import AsyncOmegaClient
 from broker.client_errors import GatewayError, TimedOut
 from broker.client_head import HeadKeeper
 from broker.client_link import Link
@@ -56,8 +60,8 @@ class _Plan(NamedTuple):
     notes: tuple[tuple[int, str], ...]
 
 
-class FakeOmegaClient(OmegaClient):
-    """An `OmegaClient` whose gateway is a table.
+class _FakeGateway:
+    """A table in the place of a gateway, for either client.
 
     Attributes:
         calls: every invocation that was sent, oldest first.
@@ -75,11 +79,10 @@ class FakeOmegaClient(OmegaClient):
         self._plans: dict[tuple[str, str], deque[_Plan]] = {}
         self._seq = 0
         self.requests: list[messages.FromOmega] = []
-        self._session = _Session(timeout)
+        self._session: Session = _Session(timeout)
         self._fake = _FakeLink(self._session.profile, self._replies)
-        self._link = self._fake
+        self._link: Link = self._fake
         self._arrived: dict[str, Outcome] = {}
-        self._thread = 0
 
     @property
     def calls(self) -> list[Invoke]:
@@ -134,23 +137,6 @@ class FakeOmegaClient(OmegaClient):
     def silence(self, plugin: str, method: str) -> None:
         """Lay down that no answer comes: the call raises TimedOut, without waiting."""
         self._plan(plugin, method, _Plan(None, None, _NO_USAGE, ()))
-
-    # --- In the place of waiting ---
-
-    def _wait(self, request_id: str, timeout_s: float, deadline: float) -> Outcome:
-        while request_id not in self._arrived:
-            if not self._fake.frames:
-                self._session.waiting.pop(request_id, None)
-                raise TimedOut(request_id, timeout_s)
-            self._receive()
-        return super()._wait(request_id, timeout_s, deadline)
-
-    def _next_of(
-        self, window: dict[str, tuple[int, float, float]], *, ordered: bool
-    ) -> tuple[int, Result | GatewayError]:
-        # The order of the calls is one of those in which they may end.
-        del ordered
-        return super()._next_of(window, ordered=True)
 
     # --- In the place of a gateway ---
 
@@ -265,6 +251,64 @@ class FakeOmegaClient(OmegaClient):
         )
 
 
+class FakeOmegaClient(_FakeGateway, OmegaClient):
+    """An `OmegaClient` whose gateway is a table."""
+
+    def __init__(self, *, timeout: float = 30.0, version: str = "1.0.0") -> None:
+        """Know no plugin yet; `timeout` in seconds, `version` is what every plugin answers with."""
+        super().__init__(timeout=timeout, version=version)
+        self._thread = 0
+
+    def _wait(self, request_id: str, timeout_s: float, deadline: float) -> Outcome:
+        while request_id not in self._arrived:
+            if not self._fake.frames:
+                self._session.waiting.pop(request_id, None)
+                raise TimedOut(request_id, timeout_s)
+            self._receive()
+        return super()._wait(request_id, timeout_s, deadline)
+
+    def _next_of(
+        self, window: dict[str, tuple[int, float, float]], *, ordered: bool
+    ) -> tuple[int, Result | GatewayError]:
+        # The order of the calls is one of those in which they may end.
+        del ordered
+        return super()._next_of(window, ordered=True)
+
+
+class AsyncFakeOmegaClient(_FakeGateway, AsyncOmegaClient):
+    """An `AsyncOmegaClient` whose gateway is a table."""
+
+    async def __aenter__(self) -> Self:
+        """Connect to nobody."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Forget what was not received."""
+        self._fake.close()
+
+    async def _exchange(self, request: tuple[str, bytes], timeout_s: float) -> Outcome:
+        request_id, frame = request
+        try:
+            self._fake.send(frame, in_flight=False)
+            # Other tasks run here, as they do while a gateway is waited for.
+            await asyncio.sleep(0)
+            while (reply := self._fake.receive()) is not None:
+                ended = self._session.accept(reply)
+                if ended is not None:
+                    self._arrived[ended[0]] = ended[1]
+            outcome = self._arrived.pop(request_id, None)
+            if outcome is None:
+                raise TimedOut(request_id, timeout_s)
+            return outcome
+        finally:
+            self._session.waiting.pop(request_id, None)
+
+
 class _Session(Session):
     """A session whose profile is no folder."""
 
@@ -305,6 +349,11 @@ class _FakeLink(Link):
             self.frames.append(encode(refusal))
             return
         self.frames.extend(encode(reply) for reply in self._replies(request))
+
+    def send_now(self, frame: bytes) -> bool:
+        """Take a request, as `send` does."""
+        self.send(frame, in_flight=False)
+        return True
 
     def receive(self) -> bytes | None:
         """Give the oldest reply that was not received."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+
 import pytest
 
-from broker.client import Call, GatewayError, OmegaClient, Refused, Result, TimedOut
-from broker.client_fake import LOG_ID, FakeOmegaClient
+from broker.client import (
+    AsyncOmegaClient,
+    Call,
+    GatewayError,
+    OmegaClient,
+    Refused,
+    Result,
+    TimedOut,
+)
+from broker.client_fake import LOG_ID, AsyncFakeOmegaClient, FakeOmegaClient
 from schemas.canonical import InvalidJson
-from schemas.messages import Budget, Progress, Step, StepOutput, Usage
-from schemas.payloads import JSONPayload, TextPayload
+from schemas.messages import Budget, Cancel, Progress, Step, StepOutput, Usage
+from schemas.payloads import JSONPayload, Payload, TextPayload
 from schemas.refusals import RefusalCode
 
 BUDGET = Budget(calls=10, cpu_ms=1000, output_bytes=1000)
@@ -152,3 +163,80 @@ def test_reads_say_what_was_laid_down_and_proofs_are_not_made_up():
     ):
         with pytest.raises(GatewayError, match="a fake has no ledger"):
             ask()
+
+
+def interface(client: type) -> dict[str, str]:
+    """Every public method of a client, with its signature."""
+    return {
+        name: str(inspect.signature(method)) for name, method in inspect.getmembers(client)
+        if not name.startswith("_") and inspect.isroutine(method)
+    }
+
+
+@pytest.mark.parametrize(("fake", "real"), [
+    (FakeOmegaClient, OmegaClient), (AsyncFakeOmegaClient, AsyncOmegaClient),
+])
+def test_a_fake_can_be_called_as_the_real_client(fake: type, real: type):
+    """Whatever the real one has, the fake has with the same signature, and tells what is async."""
+    assert issubclass(fake, real)
+    assert interface(real).items() <= interface(fake).items()
+    assert interface(fake).keys() - interface(real).keys() == {"answer", "refuse", "silence"}
+    for name in interface(real):
+        kinds = [(inspect.iscoroutinefunction(one), inspect.isasyncgenfunction(one))
+                 for one in (getattr(real, name), getattr(fake, name))]
+        assert kinds[0] == kinds[1], name
+
+
+def test_both_clients_ask_for_the_same():
+    """What asyncio's client offers is what the other one offers, by name and arguments."""
+    plain, asynchronous = interface(OmegaClient), interface(AsyncOmegaClient)
+    assert plain.keys() - asynchronous.keys() == {"close"}
+    assert asynchronous.keys() <= plain.keys()
+    for name in asynchronous.keys() - {"invoke_many"}:
+        assert asynchronous[name] == plain[name]
+
+
+def test_the_asynchronous_fake_answers_over_the_same_table():
+    """Answers, a refusal, a silence, many at once, a pipeline and reads end as laid down."""
+    async def scenario() -> None:
+        async with AsyncFakeOmegaClient() as fake:
+            fake.refuse("echo", "back", RefusalCode.QUEUE_FULL)
+            fake.silence("echo", "back")
+            fake.answer("echo", "back", lambda payload: payload)
+            with pytest.raises(Refused) as caught:
+                await fake.invoke("echo", "back", "0")
+            assert caught.value.retryable
+            with pytest.raises(TimedOut):
+                await fake.invoke("echo", "back", "1")
+            notes = await asyncio.gather(*(fake.invoke("echo", "back", str(n)) for n in range(9)))
+            assert [result.text for result in notes] == [str(number) for number in range(9)]
+            many = fake.invoke_many([Call("echo", "back", str(n)) for n in range(5)], in_flight=2)
+            assert [index async for index, _ in many] == [0, 1, 2, 3, 4]
+            step = Step("only", "echo", "back", TextPayload("x"))
+            result = await fake.invoke_pipeline([step], budget=BUDGET)
+            assert result.step("only").payload == TextPayload("x")
+            assert (await fake.status()).enabled == 1
+            assert [call.method for call in fake.calls] == ["back"] * 16
+            with pytest.raises(GatewayError, match="a fake has no ledger"):
+                await fake.prove(0)
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_task_cancels_its_call_at_the_fake_too():
+    """What a real gateway would be told stands among the requests."""
+    async def scenario() -> None:
+        async with AsyncFakeOmegaClient() as fake:
+            def cancelled_meanwhile(payload: Payload) -> Payload:
+                task.cancel()
+                return payload
+
+            fake.answer("echo", "back", cancelled_meanwhile)
+            task = asyncio.ensure_future(fake.invoke("echo", "back", "x"))
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            call, cancel = fake.requests
+            assert isinstance(cancel, Cancel)
+            assert cancel.target == call.request_id
+
+    asyncio.run(scenario())
