@@ -39,9 +39,9 @@ RULES: Final[dict[str, str]] = {
     "CON-04": "Answers or refuses the largest input with a typed error.",
     "CON-05": "Answers or refuses the deepest input with a typed error.",
     "CON-06": "Answers or refuses text of any characters with a typed error.",
-    "CON-07": "Excludes values and payloads of a wrong type, or answers or refuses them.",
-    "CON-08": "Excludes missing members, or answers or refuses without them.",
-    "CON-09": "Excludes unknown members, or answers or refuses in spite of them.",
+    "CON-07": "Excludes inputs of a wrong type by its schema, or answers or refuses them.",
+    "CON-08": "Excludes inputs that lack a member, or answers or refuses them.",
+    "CON-09": "Excludes inputs with unknown members, or answers or refuses them.",
     "CON-10": "Takes every media type that its manifest allows.",
     "CON-11": "Ends every call within its processor time.",
     "CON-12": "Ends every call within its wall time.",
@@ -52,7 +52,7 @@ RULES: Final[dict[str, str]] = {
     "CON-17": "Answers the same input the same, every time, where it promises to.",
     "CON-18": "Answers as before after a cancelled call and after its worker was killed.",
     "CON-19": "Shows no call what another call was given, before it or beside it.",
-    "CON-20": "Tells progress that never goes back, in at most 1,000 notes a call.",
+    "CON-20": "Tells progress that never goes back.",
 }
 """What is driven and judged, by number. A number is never used for another rule."""
 

@@ -53,7 +53,7 @@ def pack(directory: str, output: str | None, domain: Domain, publisher: str | No
     except SourceRefused as refused:
         _end_with(refused.problems)
     path = output or f"{packed.manifest.id}-{packed.manifest.version}{BUNDLE_SUFFIX}"
-    _write(path, packed.data)
+    write(path, packed.data)
     click.echo(f"{path}: {packed.manifest.id} {packed.manifest.version}, {domain}, "
                f"{len(packed.data)} bytes, unsigned")
 
@@ -83,7 +83,7 @@ def sign(file: str, keys: tuple[str, ...], domain: Domain | None, output: str | 
         _end_refused(refused)
     except SourceRefused as refused:
         _end_with(refused.problems)
-    _write(output or file, packed.data)
+    write(output or file, packed.data)
     names = ", ".join(key_id(bytes.fromhex(pair.public)) for pair in pairs)
     click.echo(f"{output or file}: {packed.manifest.id} {packed.manifest.version}, "
                f"{packed.manifest.domain}, signed by {names}")
@@ -195,7 +195,7 @@ def _read(path: str) -> bytes:
         _end(EXIT_FAILURE, f"{path}: {error.strerror}")
 
 
-def _write(path: str, data: bytes) -> None:
+def write(path: str, data: bytes) -> None:
     """Replace a file whole or not at all."""
     temporary = f"{path}.{os.getpid()}.part"
     try:

@@ -31,12 +31,24 @@ from broker.authoring.source import own_environment, read_folder
 from broker.cli.ends import FAILURE, INVALID, CommandError
 from broker.client import AdminClient, OmegaClient
 from broker.evidence.events import read_events
-from broker.home import DEVELOPMENT_PUBLISHER, POLICY_FILE, PUBLISHER_KEY, create_home
-from broker.keys import read_secret
+from broker.home import (
+    CONFIG_FILE,
+    DEVELOPMENT_PUBLISHER,
+    POLICY_FILE,
+    PUBLISHER_KEY,
+    create_home,
+    new_profile,
+)
+from broker.keys import make_private_directory, read_secret
 from broker.machine import examine
 from broker.policy import load_policy, policy_digest
+from broker.trust.roots import TRUST_FILE
+from broker.trust.signatures import read_envelope
 from schemas.events import Event, PolicyChange
 from schemas.manifest import PluginManifest
+from schemas.messages import Registered
+from schemas.names import Domain, Role
+from schemas.trust import TRUST_PAYLOAD_TYPES
 
 PATIENCE_S: Final = 20.0
 """How long anything that the broker does is waited for."""
@@ -62,14 +74,24 @@ class LocalGateway:
         omega: OMEGA's client.
         operator: an operator's client.
         changes: how many times a folder that was installed before was installed changed.
+        profile: the folder of OMEGA's client profile.
     """
 
     home: str
+    profile: str
     omega: OmegaClient
     operator: AdminClient
 
-    def __init__(self) -> None:
-        """Start nothing yet."""
+    def __init__(self, *, config: str = "", trust_root: bytes | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            config: lines that are added to gateway.toml.
+            trust_root: the envelope of a trust root under which bundles are registered that were
+                signed before; without one the home makes its own, and `install` signs.
+        """
+        self._config = config
+        self._trust_root = trust_root
         self._folder = tempfile.mkdtemp(prefix="omega-plugin-")
         self._process: subprocess.Popen[bytes] | None = None
         self._read = 0
@@ -102,7 +124,7 @@ class LocalGateway:
         try:
             environment = {**own_environment(), "XDG_RUNTIME_DIR": self._folder}
             self.home = os.path.join(self._folder, "home")
-            create_home(self.home, "development", None, environment=environment)
+            self._make_home(environment)
             with open(os.path.join(self._folder, _LOG), "wb") as log:
                 # -P keeps the author's folder from standing in for a module of ours.
                 self._process = subprocess.Popen(
@@ -110,7 +132,7 @@ class LocalGateway:
                     env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 )
             self._wait("the broker to serve", lambda: b'"ready"' in self._log())
-            self.omega = OmegaClient.from_home(self.home)
+            self.omega = OmegaClient(self.profile)
             self.operator = AdminClient.from_home(self.home)
         except BaseException:
             self.close()
@@ -132,6 +154,23 @@ class LocalGateway:
             self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def install_bundle(self, bundle: bytes, policy: str | None) -> Registered:
+        """Register and enable a bundle as it was signed.
+
+        Args:
+            bundle: its bytes.
+            policy: the path of the policy it is tried under; None grants nothing.
+
+        Raises:
+            Refused: the gateway does not take it.
+            CommandError: the policy cannot be read.
+        """
+        if policy is not None:
+            self.take_policy(policy)
+        registered = self.operator.register_plugin(bundle)
+        self.operator.enable_plugin(registered.plugin, registered.version)
+        return registered
+
     def install(self, directory: str) -> Installed:
         """Pack, sign, register and enable what a plugin's folder holds now.
 
@@ -146,7 +185,9 @@ class LocalGateway:
             Refused: the gateway does not take it.
             CommandError: the policy cannot be read.
         """
-        self._take_policy(os.path.join(directory, POLICY_FILE))
+        policy = os.path.join(directory, POLICY_FILE)
+        if os.path.exists(policy):
+            self.take_policy(policy)
         folder = read_folder(directory)
         packed = pack(folder, "development", DEVELOPMENT_PUBLISHER)
         known = self._installed.get(packed.manifest.id)
@@ -187,11 +228,9 @@ class LocalGateway:
         """Give every event that is in the ledger now, oldest first."""
         return list(read_events(os.path.join(self.home, "ledger")))
 
-    def _take_policy(self, path: str) -> None:
+    def take_policy(self, path: str) -> None:
         """Make a policy the home's, and wait until the broker has it in its ledger."""
         target = os.path.join(self.home, POLICY_FILE)
-        if not os.path.exists(path):
-            return
         with open(path, "rb") as file:
             wanted = file.read()
         with open(target, "rb") as file:
@@ -206,6 +245,25 @@ class LocalGateway:
             isinstance(event.fields, PolicyChange) and event.fields.sha256 == digest
             for event in self.events()
         ))
+
+    def _make_home(self, environment: dict[str, str]) -> None:
+        """Make the home, of the domain and with the trust root that were asked for."""
+        root = self._trust_root
+        domain = "development" if root is None else domain_of(root)
+        home = create_home(
+            self.home, domain, root if domain == "production" else None, environment=environment
+        )
+        self.profile = os.path.join(self.home, "profiles", "omega")
+        if root is not None and domain == "development":
+            with open(os.path.join(self.home, TRUST_FILE), "wb") as file:
+                file.write(root)
+        if domain == "production":
+            make_private_directory(os.path.join(self.home, "profiles"))
+            roles: tuple[Role, ...] = ("omega", "operator")
+            for role in roles:
+                new_profile(home, role, os.path.join(self.home, "profiles", role), role)
+        with open(os.path.join(self.home, CONFIG_FILE), "a", encoding="utf-8") as file:
+            file.write(self._config)
 
     def _log(self) -> bytes:
         with open(os.path.join(self._folder, _LOG), "rb") as log:
@@ -226,6 +284,16 @@ class _Installation(NamedTuple):
 
     manifest: PluginManifest
     source: bytes
+
+
+def domain_of(trust_root: bytes) -> Domain:
+    """Say of which domain the envelope of a trust root is.
+
+    Raises:
+        TrustRefused: the bytes are no envelope.
+    """
+    kind = read_envelope(trust_root).payloadType
+    return "development" if kind == TRUST_PAYLOAD_TYPES["development"] else "production"
 
 
 def unsupported() -> str:

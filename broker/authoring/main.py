@@ -2,7 +2,7 @@
 
 Rules this file keeps: names and one-line helps stand in one table, so `--help` imports nothing but
 click; a command's module is imported when the command runs. It leaves what commands do to
-`broker.authoring.commands`, `starting` and `trying`.
+`broker.authoring.commands`, `conforming`, `starting` and `trying`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import click
 COMMANDS: Final[dict[str, str]] = {
     "call": "Call one method in the real sandbox, and show what it used of its limits.",
     "check": "Say everything that is wrong with a plugin, and change nothing.",
+    "conform": "Drive hostile and boundary inputs at a plugin, and write what it did as a report.",
     "dev": "Serve a plugin on a gateway of its own, and swap it after every save.",
     "explain": "Explain a refusal code, or a class of what the sandbox denied.",
     "new": "Make a plugin's folder that passes its own test.",
@@ -32,6 +33,12 @@ def _commands() -> ModuleType:
     return commands
 
 
+def _conforming() -> ModuleType:
+    from broker.authoring import conforming
+
+    return conforming
+
+
 def _starting() -> ModuleType:
     from broker.authoring import starting
 
@@ -45,7 +52,7 @@ def _trying() -> ModuleType:
 
 
 MODULES: Final[dict[str, Callable[[], ModuleType]]] = {
-    "call": _trying, "dev": _trying, "new": _starting, "test": _starting,
+    "call": _trying, "conform": _conforming, "dev": _trying, "new": _starting, "test": _starting,
 }
 """Where a command is; those that are not named are in `broker.authoring.commands`."""
 

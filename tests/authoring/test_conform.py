@@ -1,0 +1,269 @@
+"""The conformance suite finds each thing that a plugin can do wrong, by its rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from broker.authoring.conform import CONFIG, Suite
+from broker.authoring.conform_cases import MARK, Inputs
+from broker.authoring.conform_schemas import Documents, pattern_sample
+from broker.authoring.conforming import install
+from broker.authoring.local import LocalGateway
+from broker.trust.json_schemas import compile_schema
+from schemas.canonical import canonical_bytes, check_canonical, struct_bytes
+from schemas.conformance import RULES, ConformanceReport, suite_digest
+from schemas.names import JSON_BYTES_MAX, JSON_DEPTH_MAX
+
+BAD = '''
+import sys
+import msgspec
+
+from sandbox_worker.sdk import Context, DatasetSlicePayload, InvalidInput, JSONPayload
+from sandbox_worker.sdk import TextPayload, method
+
+system = sys.modules["os"]
+
+
+class Tree(msgspec.Struct):
+    tree: object
+
+
+@method()
+def con_01(context: Context, data: DatasetSlicePayload) -> str:
+    raise InvalidInput("never")
+
+
+@method()
+def con_02(context: Context, data: DatasetSlicePayload) -> str:
+    return {("a", "b"): []}.get(data.keys, ["x"])[0]
+
+
+@method()
+def con_03(context: Context, data: DatasetSlicePayload) -> str:
+    return data.keys[0][:1]
+
+
+@method()
+def con_04(context: Context, data: DatasetSlicePayload) -> str:
+    assert len(data.keys) < 5_000
+    return "x"
+
+
+def depth(tree: object) -> int:
+    inner = tree if isinstance(tree, list) else tree.values() if isinstance(tree, dict) else ()
+    return 1 + max(map(depth, inner), default=0)
+
+
+@method()
+def con_05(context: Context, document: Tree) -> str:
+    assert depth(document.tree) < 20
+    return "x"
+
+
+@method()
+def con_06(context: Context, data: DatasetSlicePayload) -> str:
+    return "".join(data.keys)[:100].encode("ascii").decode()
+
+
+@method()
+def con_07(context: Context, document: JSONPayload) -> str:
+    return str(document.data.get("n"))
+
+
+@method()
+def con_08(context: Context, document: JSONPayload) -> str:
+    found = document.data
+    return str(found["n"] + found["m"])
+
+
+@method()
+def con_09(context: Context, document: JSONPayload) -> str:
+    (found,) = document.data.values()
+    return str(found)
+
+
+@method()
+def con_10(context: Context, text: TextPayload) -> str:
+    assert text.media_type != "text/html"
+    return "x"
+
+
+@method()
+def con_11(context: Context, data: DatasetSlicePayload) -> str:
+    while data.keys == ("a", "b"):
+        pass
+    return "x"
+
+
+@method(timeout_ms=500)
+def con_12(context: Context, data: DatasetSlicePayload) -> str:
+    if data.keys == ("a", "b"):
+        system.read(3, 1)
+    return "x"
+
+
+@method()
+def con_13(context: Context, data: DatasetSlicePayload) -> str:
+    return str(len(bytearray(10 ** 9 if data.keys == ("a", "b") else 1)))
+
+
+@method()
+def con_14(context: Context, data: DatasetSlicePayload) -> str:
+    return "x" * (9_000 if data.keys == ("a", "b") else 1)
+
+
+@method()
+def con_15(context: Context, data: DatasetSlicePayload) -> Tree:
+    return 7 if data.keys == ("a", "b") else Tree(None)
+
+
+@method()
+def con_16(context: Context, data: DatasetSlicePayload) -> str:
+    if data.keys == ("a", "b"):
+        system.abort()
+    return "x"
+
+
+@method(deterministic=True)
+def con_17(context: Context, data: DatasetSlicePayload) -> str:
+    return context.request_id
+
+
+@method(deterministic=True)
+def con_18(context: Context, data: DatasetSlicePayload) -> str:
+    return str(id(Context))
+
+
+@method()
+def con_19(context: Context, data: DatasetSlicePayload) -> str:
+    return "MARK"
+
+
+@method()
+def con_20(context: Context, data: DatasetSlicePayload) -> str:
+    if data.keys == ("a", "b"):
+        context.progress(0.9)
+        # No two notes of one call go out within 100 ms, and there is no clock to wait by.
+        sum(range(10_000_000))
+        context.progress(0.1)
+    return "x"
+'''.replace("MARK", MARK)
+TOML = """
+id = "bad-plugin"
+version = "1.0.0"
+api_version = "1.0.0"
+publisher = "development"
+description = "Breaks every rule, each in one method."
+modules = ["msgspec"]
+[limits]
+cpu_ms = 800
+wall_ms = 5000
+memory_mb = 256
+output_bytes = 8192
+[methods.con_07]
+input_schema = "loose.json"
+[methods.con_08]
+input_schema = "one.json"
+[methods.con_09]
+input_schema = "open.json"
+"""
+UNSTEADY = {"con_17", "con_18"}
+FILES = {
+    "plugin.py": BAD,
+    "plugin.toml": TOML,
+    "loose.json": '{"properties": {"n": {"type": "integer"}}}',
+    "one.json": '{"type": "object", "minProperties": 1, "properties": {"n": {"type": "integer"}, '
+                '"m": {"type": "integer"}}, "additionalProperties": false}',
+    "open.json": '{"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}',
+}
+
+
+@pytest.mark.jail
+@pytest.mark.system
+def test_each_rule_is_broken_by_a_method_that_breaks_it(tmp_path: Path):
+    """A plugin whose methods do one thing wrong each: every rule names its own method."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    with LocalGateway(config=CONFIG) as gateway:
+        manifest, bundle_sha256 = install(gateway, str(tmp_path), None)
+        inputs = Inputs(manifest, f"{gateway.home}/artifacts", None)
+        report = Suite(gateway, manifest, inputs, lambda _done, _of: None).run(bundle_sha256)
+        found = {
+            one.rule: {shown.method for shown in one.evidence}
+            for one in report.rules if one.verdict == "broken"
+        }
+        shown = [one.request_id for rule in report.rules for one in rule.evidence][:1]
+        assert gateway.operator.show_request(shown[0]).lines
+    # An answer that is never the same breaks what others promise of the same answer, too.
+    assert {rule: methods - UNSTEADY for rule, methods in found.items()} == {
+        rule: {rule.lower().replace("-", "_")} - UNSTEADY for rule in RULES
+    }
+    assert UNSTEADY & found["CON-17"] >= {"con_17"}
+    assert UNSTEADY & found["CON-18"] >= {"con_18"}
+    assert (report.plugin, report.suite_sha256) == ("bad-plugin", suite_digest())
+    written = struct_bytes(report)
+    assert struct_bytes(msgspec.json.decode(written, type=ConformanceReport)) == written
+
+
+SCHEMAS: dict[str, dict[str, object]] = {
+    "members": {
+        "$ref": "#/$defs/A",
+        "$defs": {"A": {
+            "type": "object", "required": ["n", "t"], "properties": {
+                "n": {"type": "integer", "minimum": 3, "exclusiveMaximum": 10},
+                "t": {"type": "string", "minLength": 2, "maxLength": 20},
+                "l": {"type": "array", "items": {"$ref": "#/$defs/B"}, "maxItems": 3},
+                "o": {"anyOf": [{"type": "null"}, {"type": "number", "multipleOf": 4}]},
+            },
+        }, "B": {"type": "string", "pattern": "^(a|b)[0-9]{2,4}x*$"}},
+    },
+    "anything": {},
+    "an open place": {"type": "object", "properties": {"a": {}}, "required": ["a"]},
+    "numbers": {"type": "array", "items": {"type": "integer"}, "minItems": 2},
+    "a table": {"additionalProperties": {"type": "boolean"}, "type": "object"},
+    "words": {"enum": ["one", "two"]},
+    "parts": {
+        "allOf": [{"type": "object", "required": ["a"]}, {"properties": {"a": {"const": "x"}}}],
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_documents_fit_their_schema_and_are_the_same_every_time(name: str):
+    """What is said to fit does, by the gateway's own validator, within what the wire takes."""
+    schema = canonical_bytes(SCHEMAS[name])
+    documents, again, validator = Documents(schema), Documents(schema), compile_schema(schema)
+    assert documents.bounds()
+    assert documents.largest()
+    for kind in ("bounds", "empty", "largest", "deepest", "hostile"):
+        made = getattr(documents, kind)()
+        assert made == getattr(again, kind)()
+        assert [validator.problem(check_canonical(one)) for one in made] == [None] * len(made)
+    for kind in ("wrong_types", "without_members", "with_members"):
+        assert all(len(one) <= JSON_BYTES_MAX for one in getattr(documents, kind)())
+
+
+def test_documents_reach_the_bounds():
+    """Both ends of a number and a text, the gateway's depth, and nearly its size."""
+    members = Documents(canonical_bytes(SCHEMAS["members"])).bounds()
+    for piece in (b'"n":3', b'"n":9', b'"t":"aa"', b'"t":"' + b"a" * 20, b'"o":null', b'"l":[]'):
+        assert any(piece in one for one in members), piece
+    anything = Documents(canonical_bytes({}))
+    assert anything.deepest()[0] == b"[" * JSON_DEPTH_MAX + b"]" * JSON_DEPTH_MAX
+    assert len(anything.largest()[0]) > JSON_BYTES_MAX * 9 // 10
+    assert anything.marked(MARK) == f'"{MARK}"'.encode()
+    assert Documents(canonical_bytes(SCHEMAS["numbers"])).marked(MARK) is None
+
+
+@pytest.mark.parametrize("pattern", [
+    "^[a-z][a-z0-9-]{2,63}$", "^(aa|bb)+$", r"^\d{4}-\d{2}-\d{2}$", "^[^ ]*$", r"^a\.b?c*$",
+    "^(?:x(y|z)){2}$", "^.{3}$", "^",
+])
+def test_patterns_are_sampled(pattern: str):
+    """The short and the long text both fit the pattern."""
+    validator = compile_schema(canonical_bytes({"type": "string", "pattern": pattern}))
+    for more in (False, True):
+        assert validator.problem(pattern_sample(pattern, more=more)) is None
