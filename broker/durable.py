@@ -32,4 +32,4 @@ def replace_file(path: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
         raise
-    sync_directory(os.path.dirname(path))
+    sync_directory(os.path.dirname(os.path.abspath(path)))

@@ -72,6 +72,12 @@ def _keys() -> ModuleType:
     return keys
 
 
+def _trust() -> ModuleType:
+    from broker.cli import trust
+
+    return trust
+
+
 def _ledger() -> ModuleType:
     from broker.cli import ledger
 
@@ -90,6 +96,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "invoke": Entry("Run one method of one plugin.", _invocations),
     "pipeline": Entry("Run a graph of methods.", _pipelines),
     "keys": Entry("Make, list, rotate and revoke keys.", _keys),
+    "trust": Entry("Show, sign and change the trust root.", _trust),
     "ledger": Entry("Read, verify, audit and prove the ledger.", _ledger),
     "completion": Entry("Print the completion script of a shell.", _questions),
 }

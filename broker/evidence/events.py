@@ -82,6 +82,24 @@ def read_events(
                 progress(done, total)
 
 
+def events_of(directory: str, *kinds: type[EventFields]) -> Iterator[Event]:
+    """Give a ledger's events of some rare kinds, oldest first; other lines are not decoded.
+
+    Raises:
+        UnreadableLedger: a line of such a kind is no event.
+        OSError: a file could not be read.
+    """
+    folder = os.path.join(directory, "segments")
+    marks = [b'"event_type":"%b"' % kind.EVENT_TYPE.encode() for kind in kinds]
+    for name in segment_names(folder):
+        path = os.path.join(folder, name)
+        for lines in whole_lines(path):
+            if any(mark in lines for mark in marks):
+                wanted = [line for line in lines.splitlines(keepends=True)
+                          if any(mark in line for mark in marks)]  # fmt: skip
+                yield from _decoded(b"".join(wanted), path)
+
+
 def whole_lines(path: str) -> Iterator[bytes]:
     """Give a segment's bytes in pieces that end with a line; what follows the last one is none."""
     with open_segment(path) as file:

@@ -231,6 +231,25 @@ def publisher_key_known(named: str, trust: TrustRoot) -> bool:
     )
 
 
+def parse_root(payload: bytes) -> TrustRoot:
+    """Read a document that nobody signed yet, or whose signatures were verified.
+
+    Raises:
+        TrustRefused: `trust_invalid`.
+    """
+    try:
+        trust = _decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        where, found, expected = split_place(error)
+        raise _invalid(f"found {found}, expected {expected}", where) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _invalid(printable(str(error))) from None
+    if struct_bytes(trust) != payload:
+        raise _invalid("the document is not in its canonical form, without defaults left out")
+    _check_thresholds(trust)
+    return trust
+
+
 class _Claimed(NamedTuple):
     """What an unverified root says about its own keys."""
 
@@ -239,7 +258,7 @@ class _Claimed(NamedTuple):
 
     @classmethod
     def of(cls, envelope: bytes) -> _Claimed:
-        trust = _parse(_unverified_payload(envelope))
+        trust = parse_root(_unverified_payload(envelope))
         return cls(root_keys(trust), trust.root_threshold)
 
 
@@ -267,7 +286,7 @@ def _verified(
         if error.code is RefusalCode.DOMAIN_MISMATCH:
             raise
         raise _invalid(error.sentence, error.where) from None
-    trust = _parse(payload)
+    trust = parse_root(payload)
     if trust.domain != domain:
         raise TrustRefused(
             RefusalCode.DOMAIN_MISMATCH,
@@ -275,20 +294,6 @@ def _verified(
             where="$.domain",
         )
     return Root(trust, hashlib.sha256(payload).hexdigest(), key_ids, envelope)
-
-
-def _parse(payload: bytes) -> TrustRoot:
-    try:
-        trust = _decoder.decode(payload)
-    except msgspec.ValidationError as error:
-        where, found, expected = split_place(error)
-        raise _invalid(f"found {found}, expected {expected}", where) from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _invalid(printable(str(error))) from None
-    if struct_bytes(trust) != payload:
-        raise _invalid("the document is not in its canonical form, without defaults left out")
-    _check_thresholds(trust)
-    return trust
 
 
 def _check_thresholds(trust: TrustRoot) -> None:
