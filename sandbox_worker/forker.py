@@ -87,12 +87,14 @@ class Forker:
         pid: the zygote's pid outside.
         pidfd: the same as a descriptor, which names no other process when that one is gone.
         stub: the process that waits for it.
+        stub_pidfd: the same as a descriptor; readable when it has ended.
         attestation: what was seen from outside.
     """
 
     control: socket.socket
     pid: int
     stub: subprocess.Popen[bytes]
+    stub_pidfd: int
     attestation: Attestation | None = None
     pidfd: int | None = None
 
@@ -105,6 +107,9 @@ class Forker:
             numbers: fresh call process numbers, at most `forks.FORKS_MAX`.
             rehearse: whether they read their effects back and say so.
             handed: descriptors for the one call process asked for; they stay open here.
+
+        Raises:
+            ConnectionError: the zygote is gone.
         """
         ours, theirs = [], []
         for _ in numbers:
@@ -124,8 +129,10 @@ class Forker:
         return ours
 
     def kill(self, number: int) -> None:
-        """Have the zygote kill one call process; it may have ended already."""
-        self.control.send(struct.pack("=QQ", forks.KILL, number))
+        """Have the zygote kill one call process; it may have ended already, or the zygote too."""
+        # What ended the zygote ended its children, and `ended` tells of it.
+        with contextlib.suppress(ConnectionError):
+            self.control.send(struct.pack("=QQ", forks.KILL, number))
 
     def ended(self) -> list[Exit | ForkFailure] | None:
         """What the zygote reports now; None when the zygote itself is gone."""
@@ -140,13 +147,14 @@ class Forker:
     def close(self) -> None:
         """End the zygote and everything below it."""
         self.control.close()
-        # Its parent ends with it, and the pid namespace with its first process. One that did not
+        # Its stub ends with it, and the pid namespace with its first process. One that did not
         # come as far as a pid is left to the closed socket.
         if self.pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             os.close(self.pidfd)
         self.stub.wait()
+        os.close(self.stub_pidfd)
 
 
 def _endings(message: bytes) -> list[Exit | ForkFailure] | None:
@@ -214,7 +222,7 @@ def _start(launch: LaunchDocument, bundle: Bundle) -> Forker:
             env=_environment(bundle),
         )
     assert stub.stdin is not None
-    forker = Forker(ours, 0, stub)
+    forker = Forker(ours, 0, stub, os.pidfd_open(stub.pid))
     try:
         _offer_memory(stub.pid)
         with contextlib.suppress(BrokenPipeError), stub.stdin:

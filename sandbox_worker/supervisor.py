@@ -136,6 +136,9 @@ class Supervisor:
         self.draining = False
         self.poll = select.epoll()
         self.poll.register(forker.control.fileno(), select.EPOLLIN)
+        # The kernel would end the zygote with its stub, but a scope of the stub's own jail forbids
+        # that signal too.
+        self.poll.register(forker.stub_pidfd, select.EPOLLIN)
 
     @property
     def busy(self) -> int:
@@ -161,7 +164,10 @@ class Supervisor:
             batch = range(self._next_number, self._next_number + min(count, FORKS_MAX))
             self._next_number = batch.stop
             count -= len(batch)
-            jobs = self._forker.fork(list(batch), handed=handed)
+            try:
+                jobs = self._forker.fork(list(batch), handed=handed)
+            except ConnectionError:
+                raise WorkerEndedError("recycle_killed", "the zygote ended") from None
             for number, job in zip(batch, jobs, strict=True):
                 slots.append(Slot(number, job))
         self._slots.update((slot.number, slot) for slot in slots)
@@ -260,6 +266,8 @@ class Supervisor:
         """Something happened on a descriptor of `poll` that belongs to the supervisor."""
         if descriptor == self._forker.control.fileno():
             self._reap(now)
+        elif descriptor == self._forker.stub_pidfd:
+            raise WorkerEndedError("recycle_killed", "the zygote's stub ended")
         elif (slot := self._by_descriptor.get(descriptor)) is not None:
             if slot.outbox:
                 self._push(slot)

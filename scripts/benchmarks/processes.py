@@ -79,6 +79,13 @@ class Child:
             raise BenchFailed(f"the process {self.role!r} {how}")
         return line.decode().strip()
 
+    def wait(self, seconds: float) -> int | None:
+        """Wait until it ends by itself; gives its status, None when it goes on."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
     def end(self) -> None:
         """Ask it to end, insist after a while, and reap it."""
         if self._process.poll() is None:

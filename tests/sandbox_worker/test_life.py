@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
+import socket
+import subprocess
 import time
+import uuid
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from sandbox_worker.bundle import read_bundle
+from sandbox_worker.forker import Forker
+from sandbox_worker.handing import Folders
 from sandbox_worker.jail import attest
-from schemas.messages import Bye, CallFailure, Drain
+from sandbox_worker.supervisor import Supervisor, WorkerEndedError
+from schemas.launch import LaunchDocument
+from schemas.messages import Bye, CallFailure, Drain, Run
+from schemas.payloads import TextPayload
 from tests.sandbox_worker.harness import (
     LIMITS,
     PATIENCE_S,
@@ -105,6 +115,32 @@ def test_nothing_outlives_the_broker_the_supervisor_or_the_zygote(
         assert _gone_within(below | {one.process.pid}, 0.5) < 0.5
     finally:
         one.close()
+
+
+def test_a_zygote_that_is_gone_when_a_call_comes_ends_the_worker(tmp_path: Path) -> None:
+    """Its end may be noticed by writing to it: that is the worker's end, with its sentence."""
+    bundle = make_bundle(tmp_path, SPINNER, methods=text_to_json())
+    launch = LaunchDocument(
+        format="omega-launch/1", incarnation="0" * 32, plugin="plugin-under-test",
+        version="1.0.0", plugin_digest=hashlib.sha256(bundle.read_bytes()).hexdigest(),
+        bundle=str(bundle), endpoint="", server_key="0" * 40, worker_secret_key="0" * 40,
+        limits=LIMITS, grants=(), expires_at_us=0,
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with subprocess.Popen(["true"]) as stub, ours:
+        forker = Forker(ours, 0, stub, os.pidfd_open(stub.pid))
+        supervisor = Supervisor(forker, read_bundle(launch), launch, Folders(launch), print)
+        theirs.close()
+        order = Run(call=1, method="main", payload=TextPayload(""), timeout_ms=1000,
+                    request_id=str(uuid.uuid4()))
+        with pytest.raises(WorkerEndedError, match="the zygote ended"):
+            supervisor.run(order, time.monotonic())
+        forker.kill(1)
+        assert forker.ended() is None
+        with pytest.raises(WorkerEndedError, match="the zygote's stub ended"):
+            supervisor.turn(forker.stub_pidfd, time.monotonic())
+        supervisor.poll.close()
+        os.close(forker.stub_pidfd)
 
 
 def test_a_limit_is_kept_although_the_zygote_is_stuck(tmp_path: Path) -> None:

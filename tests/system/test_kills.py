@@ -58,8 +58,8 @@ class Family:
     def __init__(self, supervisor: int) -> None:
         self.supervisor = supervisor
         self.all = {supervisor, *descendants(supervisor)}
-        (stub,) = _children(supervisor)
-        (self.zygote,) = _children(stub)
+        (self.stub,) = _children(supervisor)
+        (self.zygote,) = _children(self.stub)
         self.running = max(_children(self.zygote), key=_ticks)
 
 
@@ -114,6 +114,7 @@ def test_each_process_of_a_worker_can_be_killed_in_the_middle_of_a_call() -> Non
             pid, doomed = {
                 "call process": (family.running, {family.running}),
                 "zygote": (family.zygote, family.all),
+                "stub": (family.stub, family.all),
                 "supervisor": (family.supervisor, family.all),
             }[victim]
             took_s = kill(pid, doomed)
@@ -126,6 +127,7 @@ def test_each_process_of_a_worker_can_be_killed_in_the_middle_of_a_call() -> Non
         for victim, code in (
             ("call process", RefusalCode.PLUGIN_CRASHED),
             ("zygote", RefusalCode.WORKER_LOST),
+            ("stub", RefusalCode.WORKER_LOST),
             ("supervisor", RefusalCode.WORKER_LOST),
         ):
             assert best_of(partial(kill_once, victim, code)) < GONE_S, victim
