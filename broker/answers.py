@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from broker.effects import Evidence
+from broker.folded import Story
 from broker.ledger.commit import Appended, Ledger
 from broker.ledger.errors import LedgerRefused, PositionUnknown, TilesDamaged
 from schemas.events import EventFields, InvokeAccept, InvokeEnd
@@ -45,6 +46,16 @@ class Answers:
         self._unreadable = unreadable
         self._stories: OrderedDict[str, _Story] = OrderedDict()
         self._consistency: tuple[int, int, tuple[str, ...]] = (0, 0, ())
+
+    def stories(self) -> list[Story]:
+        """Give where the events of recent requests lie, to be written down."""
+        return [(ask, story.always, story.others) for ask, story in self._stories.items()]
+
+    def take_up(self, stories: list[Story]) -> None:
+        """Begin with what was written down."""
+        for ask, always, others in stories:
+            story = self._stories[ask] = _Story()
+            story.always, story.others = always, others
 
     def remember(self, fields: EventFields, seq: int) -> None:
         """Keep the positions of recent requests' events, the first and the last of many.

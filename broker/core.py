@@ -18,6 +18,7 @@ from collections.abc import Iterable
 
 from broker.administration import Administration
 from broker.effects import Effect, Origin, StoreTrust
+from broker.folded import Folded, restore
 from broker.inventory import Inventory
 from broker.invocations import Ending, Invocations
 from broker.lifecycle import GATEWAY, MAY_SEND
@@ -39,7 +40,6 @@ from schemas.events import (
     InvokeRefuse,
     Plane,
     PluginQuarantine,
-    StateSnapshot,
 )
 from schemas.messages import (
     CallFailure,
@@ -100,11 +100,18 @@ class Core:
             return
         if isinstance(fields, FrameIn) and fields.request_id is not None:
             if fields.plane != "worker":
-                state.window(fields.peer).admit(fields.request_id, event.ts_us)
+                state.admit(fields.peer, fields.request_id, event.ts_us)
         elif isinstance(fields, InvokeEnd):
             self._invocations.recorded(fields, event.seq)
         elif isinstance(fields, InvokeAccept):
-            self._invocations.accepted(fields)
+            state.admit(fields.peer, fields.request_id, event.ts_us)
+            self._invocations.accepted(fields.request_id, fields.peer)
+
+    def take_up(self, folded: Folded) -> None:
+        """Begin with the state that the ledger vouches for, instead of the events before it."""
+        restore(self.state, folded)
+        for request_id, peer in folded.open_invocations.items():
+            self._invocations.accepted(request_id, peer)
 
     def begin(self, damaged: Iterable[tuple[str, str]], now: int) -> list[Effect]:
         """Begin to serve: nobody is adopted, so every call left open ends as abandoned.
@@ -127,16 +134,6 @@ class Core:
                 ))
         self._invocations.abandon_all()
         return state.take()
-
-    def snapshot(self) -> StateSnapshot:
-        """Give the digests of what is remembered now, for the begin of a segment."""
-        state = self.state
-        return StateSnapshot(
-            inventory_sha256=state.inventory.digest(),
-            trust_sha256=state.trust_sha256,
-            policy_sha256=state.policy_sha256,
-            open_invocations=tuple(sorted(state.inventory.open_invocations)[:1024]),
-        )
 
     # --- time ---
 
@@ -225,7 +222,8 @@ class Core:
                     request_id=request.request_id)
         )
         code = self._forbidden(origin, kind)
-        if code is None and not state.admit(origin.key_id, request.request_id):
+        # An id that was refused is used too: the fold of the ledger cannot tell them apart.
+        if not state.admit(origin.key_id, request.request_id) and code is None:
             code = RefusalCode.DUPLICATE_REQUEST
         if code is not None:
             self._refuse_request(origin, request, code)

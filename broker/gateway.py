@@ -46,11 +46,12 @@ from broker.effects import (
     StoreBundle,
     StoreTrust,
 )
+from broker.folded import Folded, fold_down, snapshot
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import Exited, LocalLauncher, Started
 from broker.ledger.commit import Appended, Ledger
 from broker.policy import approved_modules, grant_values, package_folder
-from broker.shell import BundleStore, Clock, SignalSource, TrustStore
+from broker.shell import BundleStore, Clock, SignalSource, StateStore, TrustStore
 from broker.sockets import TransportRefused
 from broker.transport import SendOutcome, Transport
 from schemas import codec
@@ -95,6 +96,7 @@ class Gateway:
         external: ExternalLauncher,
         bundles: BundleStore,
         trust: TrustStore,
+        states: StateStore,
         artifacts: str,
         signals: SignalSource,
         clock: Clock,
@@ -107,6 +109,7 @@ class Gateway:
         self._external = external
         self._bundles = bundles
         self._trust = trust
+        self._states = states
         self._artifacts = artifacts
         self._signals = signals
         self._clock = clock
@@ -242,6 +245,19 @@ class Gateway:
         self._core.restore(event)
         self._answers.remember(event.fields, event.seq)
 
+    def take_up(self, folded: Folded) -> None:
+        """Begin with a state that the ledger vouches for, instead of the events before it."""
+        self._core.take_up(folded)
+        self._answers.take_up(folded.stories)
+
+    def snapshot(self) -> None:
+        """Write the folded state down, unless room is short, and let the next event say so."""
+        ledger, state, digest = self._ledger, self._core.state, None
+        if not ledger.space_low():
+            data = fold_down(state, self._answers.stories(), ledger.log_id, ledger.size)
+            digest = self._states.write(ledger.size, data)
+        self.append(snapshot(state, digest))
+
     def perform(self, effects: list[Effect]) -> None:
         """Do what the core decided, in order; what leaves the process waits for the commit."""
         for effect in effects:
@@ -354,7 +370,7 @@ class Gateway:
                 self._transport.set_keys(effect.front, effect.keys, disconnect=effect.disconnect)
         if ledger.roll_due:
             ledger.roll()
-            self.append(self._core.snapshot())
+            self.snapshot()
         if ledger.checkpoint_due():
             ledger.checkpoint()
 

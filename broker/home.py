@@ -133,6 +133,11 @@ class Home(NamedTuple):
         return os.path.join(self.path, "registry", "bundles")
 
     @property
+    def states(self) -> str:
+        """The folder of the folded states that the ledger vouches for."""
+        return os.path.join(self.path, "registry")
+
+    @property
     def artifacts(self) -> str:
         """The folder of the operator's artifact store, one file an artifact id."""
         return os.path.join(self.path, "artifacts")

@@ -98,7 +98,7 @@ class Inventory:
         self.open_invocations: dict[str, str] = {}
         self.history = History()
         self.escapes: set[tuple[str, str]] = set()
-        self._workers: dict[str, tuple[str, str]] = {}
+        self.workers: dict[str, tuple[str, str]] = {}
         self.trust_version = 0
         self.trust_sha256 = ""
         self.policy_sha256 = ""
@@ -272,13 +272,13 @@ class Inventory:
         self.history.ended(fields, seq)
 
     def _started(self, fields: WorkerStart, _seq: int) -> None:
-        self._workers[fields.incarnation] = fields.plugin, fields.version
+        self.workers[fields.incarnation] = fields.plugin, fields.version
 
     def _probed(self, fields: WorkerProbe, _seq: int) -> None:
         """Remember a version whose jail did not hold: a crash may have lost its quarantine."""
-        version = self._workers.get(fields.incarnation)
+        version = self.workers.get(fields.incarnation)
         if version is not None and escaped(fields.outcomes, fields.failed):
             self.escapes.add(version)
 
     def _exited(self, fields: WorkerExit, _seq: int) -> None:
-        self._workers.pop(fields.incarnation, None)
+        self.workers.pop(fields.incarnation, None)

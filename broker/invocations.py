@@ -84,9 +84,9 @@ class Invocations:
         self._step_ended = step_ended
         self._key_of_end: dict[str, str] = {}
 
-    def accepted(self, accept: InvokeAccept) -> None:
+    def accepted(self, request_id: str, peer: str) -> None:
         """Remember whose call it is that the ledger's past accepted."""
-        self._key_of_end[accept.request_id] = accept.peer
+        self._key_of_end[request_id] = peer
 
     def abandon_all(self) -> None:
         """End every call that the ledger's past left open."""

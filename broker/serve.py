@@ -35,6 +35,7 @@ from broker.effects import Front
 from broker.gateway import Gateway
 from broker.home import Home, find_home, load_home, prepare_run_directory
 from broker.inventory import Inventory
+from broker.kept import StateFolder, take_up_past
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import LocalLauncher
 from broker.ledger.commit import Ledger
@@ -192,9 +193,11 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         gateway = Gateway(
             core=core, ledger=ledger, transport=transport, launcher=launcher, external=external,
             bundles=BundleFolder(home.bundles), trust=TrustFolder(home.path),
+            states=StateFolder(home.states),
             artifacts=home.artifacts, signals=signals, clock=clock,
         )
-        _begin(home, core, gateway, ledger, clock)
+        for path in _begin(home, core, gateway, ledger, clock):
+            log.warning("state file not used", path=path)
         _admit(core.state, transport)
         try:
             transport.listen()
@@ -264,11 +267,14 @@ def _state(home: Home, clock: SystemClock) -> State:
 
 def _begin(
     home: Home, core: Core, gateway: Gateway, ledger: Ledger, clock: SystemClock
-) -> None:
-    """Fold the past, say under what this process runs, end what was open; then it is durable."""
+) -> list[str]:
+    """Fold the past, say under what this process runs, end what was open; then it is durable.
+
+    Returns:
+        The state files that the ledger does not vouch for.
+    """
     state = core.state
-    for event in ledger.events():
-        gateway.restore(event)
+    passed_over = take_up_past(gateway, ledger, StateFolder(home.states))
     pinned = state.inventory.trust_version, state.inventory.trust_sha256
     home = home._replace(trust=TrustFolder(home.path).settle(home.trust, *pinned))
     state.trust, state.trust_sha256 = home.trust.trust, home.trust.sha256
@@ -291,10 +297,11 @@ def _begin(
     ))
     for change in _changes(home, state):
         gateway.append(change)
-    gateway.append(core.snapshot())
+    gateway.snapshot()
     gateway.perform(core.begin(damaged, clock.tick()))
     gateway.turn([])
     ledger.checkpoint()
+    return passed_over
 
 
 def _load_plugins(home: Home, state: State, bundles: BundleFolder) -> Iterator[tuple[str, str]]:

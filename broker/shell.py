@@ -23,6 +23,13 @@ class BundleStore(Protocol):
         """Give the path of a bundle's file."""
 
 
+class StateStore(Protocol):
+    """Where folded states lie, by position."""
+
+    def write(self, seq: int, data: bytes) -> str | None:
+        """Keep a state, durable when this returns; gives its digest, or None if it cannot be."""
+
+
 class TrustStore(Protocol):
     """Where the home keeps its trust root."""
 

@@ -227,10 +227,17 @@ class State:
             )
         return window
 
-    def admit(self, key_id: str, request_id: str) -> bool:
+    def used(self, request_id: str) -> bool:
+        """Say whether any key used a request id within the window."""
+        return request_id in self.calls or request_id in self.pipelines or any(
+            request_id in window for window in self.windows.values()
+        )
+
+    def admit(self, key_id: str, request_id: str, at_us: int | None = None) -> bool:
         """Remember a request id of one key; False when any key used it within the window.
 
         Each key has a window of its own size, but one id names one request in the whole ledger.
+        Of the ledger's past the wall time is given, in us.
         """
         if request_id in self.calls or request_id in self.pipelines:
             return False
@@ -239,7 +246,8 @@ class State:
             if other is not window and request_id in other:
                 return False
         # A wall clock may step; the window must not forget or hold on because of it.
-        return window.admit(request_id, self.now + self.steady_offset_us)
+        steady_us = self.now + self.steady_offset_us
+        return window.admit(request_id, steady_us if at_us is None else at_us)
 
     def knows(self, key_id: str) -> bool:
         """Say whether a client's key lies in the home and was not revoked."""

@@ -405,6 +405,25 @@ class Ledger:
             verify_inclusion(event_hash, seq, newest.size, path, newest.root)
         return path
 
+    def proven(self, seq: int) -> Event:
+        """Give one event that the newest checkpoint's tree holds at its position.
+
+        Raises:
+            PositionUnknown: the newest checkpoint does not cover it.
+            LedgerDamaged, OSError: it is not what was signed, or cannot be read.
+        """
+        newest = self._checkpoints.newest
+        if newest is None or not 0 <= seq < newest.size:
+            raise PositionUnknown(f"the newest checkpoint has {self.head_size} events, not {seq}")
+        line = self.line(seq)
+        try:
+            path = inclusion_path(seq, newest.size, self._tiles.subtree)
+            leaf = bytes.fromhex(line_hash(line))
+            verify_inclusion(leaf, seq, newest.size, path, newest.root)
+        except (ProofError, TilesDamaged) as error:
+            raise LedgerDamaged(f"event {seq} is not what was signed: {error}") from None
+        return _decode(line, seq)
+
     def prove_consistency(self, old_size: int) -> list[bytes]:
         """Make the proof that the newest checkpoint continues the tree of an older size.
 

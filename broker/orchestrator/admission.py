@@ -12,10 +12,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
 from schemas.events import FrameDrop, Plane
+
+_KEY_BYTES: Final = 16
+
+
+class KeptRequests(msgspec.Struct, frozen=True):
+    """A window written down, oldest first: when each id was used, the ids end to end in hex, and
+    the positions of their ends."""
+
+    times_us: list[int]
+    ids: str
+    ends: list[int | None]
 
 
 class RequestWindow:
@@ -51,6 +63,23 @@ class RequestWindow:
     def end_of(self, request_id: str) -> int | None:
         """Give the position of a request's end, or None while it is open or was no invocation."""
         return self._ends.get(_key(request_id))
+
+    def kept(self) -> KeptRequests:
+        """Give the window to be written down."""
+        return KeptRequests(
+            [used_us for used_us, _ in self._order],
+            b"".join(key for _, key in self._order).hex(),
+            [self._ends[key] for _, key in self._order],
+        )
+
+    def take_up(self, kept: KeptRequests, horizon_us: int) -> None:
+        """Begin with what was written down, without what was used before a moment."""
+        ids = bytes.fromhex(kept.ids)
+        for place, (used_us, end) in enumerate(zip(kept.times_us, kept.ends, strict=True)):
+            if used_us >= horizon_us:
+                key = ids[place * _KEY_BYTES : (place + 1) * _KEY_BYTES]
+                self._order.append((used_us, key))
+                self._ends[key] = end
 
     def __contains__(self, request_id: str) -> bool:
         """Say whether this id was used within the window."""

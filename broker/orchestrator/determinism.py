@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from schemas.events import InvokeAccept, InvokeEnd
 
 ENTRIES_MAX: Final = 100_000
-"""About 20 MB; the entry that was asked for longest ago goes first."""
+"""About 20 MB; the entry whose answer came again longest ago goes first."""
 
 
 class Seen(NamedTuple):
@@ -30,30 +30,31 @@ class History:
     def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
         """Begin with nothing seen."""
         self._entries_max = entries_max
-        self._seen: OrderedDict[tuple[str, str], Seen] = OrderedDict()
-        self._open: dict[str, tuple[str, str]] = {}
+        self.seen: OrderedDict[tuple[str, str], Seen] = OrderedDict()
+        self.open: dict[str, tuple[str, str]] = {}
 
     def accepted(self, fields: InvokeAccept) -> None:
         """Take in that a call was accepted: its method and its input's fingerprint."""
         if fields.input_fingerprint is not None:
             surface = f"{fields.plugin}@{fields.version} {fields.method}"
-            self._open[fields.request_id] = surface, fields.input_fingerprint
+            self.open[fields.request_id] = surface, fields.input_fingerprint
 
     def ended(self, fields: InvokeEnd, seq: int) -> None:
         """Take in how it ended; an answer is remembered unless there was one before."""
-        key = self._open.pop(fields.request_id, None)
+        key = self.open.pop(fields.request_id, None)
         if key is None or fields.output_fingerprint is None or fields.outcome != "result":
             return
-        if key not in self._seen:
-            self._seen[key] = Seen(fields.output_fingerprint, seq)
-            if len(self._seen) > self._entries_max:
-                self._seen.popitem(last=False)
+        if key in self.seen:
+            self.seen.move_to_end(key)
+            return
+        self.seen[key] = Seen(fields.output_fingerprint, seq)
+        if len(self.seen) > self._entries_max:
+            self.seen.popitem(last=False)
 
     def contradiction(self, request_id: str, output_fingerprint: str) -> Seen | None:
         """Give what the same input gave before, if it was something else."""
-        key = self._open.get(request_id)
-        seen = self._seen.get(key) if key is not None else None
-        if key is None or seen is None:
+        key = self.open.get(request_id)
+        seen = self.seen.get(key) if key is not None else None
+        if seen is None or seen.output_fingerprint == output_fingerprint:
             return None
-        self._seen.move_to_end(key)
-        return seen if seen.output_fingerprint != output_fingerprint else None
+        return seen

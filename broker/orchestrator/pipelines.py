@@ -193,7 +193,7 @@ class Pipelines:
             commitment_key=step_commitment_key(request.commitment_key, declared.name),
             version=declared.version,
         )
-        if not state.admit(pipeline.origin.key_id, invoke.request_id):
+        if state.used(invoke.request_id):
             return Misfit(RefusalCode.DUPLICATE_REQUEST, "", "$.name")
         step.share = share
         method_ms = manifest.methods[declared.method].timeout_ms
@@ -202,6 +202,10 @@ class Pipelines:
         misfit = self._invocations.begin(
             pipeline.origin, invoke, StepOf(request.request_id, declared.name, *share)
         )
+        if misfit is None:
+            # Used from its acceptance on, as in the fold of the ledger.
+            now_us = state.now + state.steady_offset_us
+            state.window(pipeline.origin.key_id).admit(invoke.request_id, now_us)
         if misfit is None and step.state == "running":
             self._tell(pipeline, step, 0)
         return misfit

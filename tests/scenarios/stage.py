@@ -62,6 +62,7 @@ from tests.simulation.fakes import (
     FakeLauncher,
     FakeLedger,
     FakeSignals,
+    FakeStates,
     FakeTransport,
     FakeTrust,
     Started,
@@ -139,7 +140,8 @@ class Stage:
         self.signals = FakeSignals()
         self.gateway = Gateway(
             **stand_ins(self.ledger, self.transport, self.launcher, self.trust),
-            core=self.core, bundles=self.bundles, signals=self.signals, clock=self.clock,
+            core=self.core, bundles=self.bundles, states=FakeStates(), signals=self.signals,
+            clock=self.clock,
         )
         self.gateway.perform(self.core.begin([], self.clock.mono))
 
@@ -205,8 +207,7 @@ class Stage:
 
     def restart(self) -> list[str]:
         """The process dies and another begins; what was not durable is gone."""
-        del self.ledger.events[self.ledger.durable :]
-        self.ledger.failed, self.ledger.fail_at = False, None
+        self.ledger.cut(self.ledger.durable)
         self.shown = len(self.ledger.events)
         self.begin()
         return self.turn([])

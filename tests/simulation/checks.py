@@ -341,9 +341,10 @@ class Checks:
     def _in(self, fields: FrameIn) -> None:
         if fields.plane != "worker" and fields.request_id is not None:
             omega = self.roles.get(fields.peer) == "omega"
-            if omega and fields.plane == "front.omega" and fields.request_id not in self.named:
+            # Whoever used an id first used it, also one who was refused.
+            if fields.request_id not in self.named:
                 self.named.add(fields.request_id)
-                if fields.type == "invoke_pipeline":
+                if omega and fields.plane == "front.omega" and fields.type == "invoke_pipeline":
                     self.pipelines[fields.request_id] = set()
                     self.callers[fields.request_id] = fields.peer
         if fields.plane == "worker" and fields.type == "call_result" and fields.call is not None:

@@ -8,6 +8,7 @@ durable yet.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections import deque
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 from broker.effects import Origin
+from broker.folded import Folded, vouched
 from broker.launchers.orders import Exited, Report, Started, StartFailed
 from broker.ledger.commit import Appended
 from broker.ledger.errors import LedgerFailure, PositionUnknown
@@ -25,10 +27,11 @@ from broker.state import State
 from broker.transport import SendOutcome, WorkerEndpoint
 from broker.trust.roots import Root, load_first_root
 from schemas import codec
-from schemas.events import Event, EventFields, FrameOut, TrustChange
+from schemas.events import Event, EventFields, FrameOut, LedgerRoll, TrustChange
 from schemas.launch import LaunchDocument
 from schemas.messages import Reply, ToWorker
 
+SEGMENT_EVENTS = 400
 LAUNCHER_FD = 1001
 SIGNALS_FD = 1002
 
@@ -86,6 +89,7 @@ class FakeLedger:
     fail_at: int | None = None
     failed: bool = False
     low: bool = False
+    segment: int = 0
     log_id: str = "omega-gateway/development/0123456789abcdef"
     head: str = "head"
     verifier_key: str = "key"
@@ -135,8 +139,20 @@ class FakeLedger:
 
     @property
     def roll_due(self) -> bool:
-        """Segments are the ledger's own matter, but rolling appends an event."""
-        return False
+        """Segments are short here, so that most runs see several."""
+        return len(self.events) - self.segment >= SEGMENT_EVENTS
+
+    def roll(self) -> None:
+        """End the segment and begin the next."""
+        self.append(LedgerRoll(segment=len(self.events) + 1))
+        self.commit()
+        self.segment = len(self.events)
+
+    def cut(self, kept: int) -> None:
+        """Lose in a crash what comes after the first `kept` events."""
+        del self.events[kept:]
+        self.durable, self.segment = kept, min(self.segment, kept)
+        self.failed, self.fail_at = False, None
 
     def checkpoint_due(self) -> bool:
         """Checkpoints are the ledger's own matter and not simulated."""
@@ -326,6 +342,28 @@ class FakeBundles:
         return f"/bundles/{bundle_sha256}"
 
 
+class FakeStates:
+    """Folded states by position, in memory."""
+
+    def __init__(self) -> None:
+        self.data: dict[int, bytes] = {}
+
+    def write(self, seq: int, data: bytes) -> str | None:
+        """Keep a state."""
+        self.data[seq] = data
+        return hashlib.sha256(data).hexdigest()
+
+    def newest(self, ledger: FakeLedger) -> Folded | None:
+        """Find the newest state that the ledger vouches for."""
+        for seq in sorted(self.data, reverse=True):
+            if seq < ledger.size:
+                fields = ledger.events[seq].fields
+                folded = vouched(fields, seq, ledger.log_id, self.data[seq])
+                if folded is not None:
+                    return folded
+        return None
+
+
 def stand_ins(
     ledger: FakeLedger, transport: FakeTransport, launcher: FakeLauncher, trust: FakeTrust
 ) -> dict[str, Any]:
@@ -340,6 +378,6 @@ def stand_ins(
 
 __all__ = [
     "LAUNCHER_FD", "SIGNALS_FD", "Broken", "Exited", "FakeBundles", "FakeClock", "FakeLauncher",
-    "FakeLedger", "FakeSignals", "FakeTransport", "FakeTrust", "StartFailed", "Started", "require",
-    "stand_ins",
+    "FakeLedger", "FakeSignals", "FakeStates", "FakeTransport", "FakeTrust", "StartFailed",
+    "Started", "require", "stand_ins",
 ]

@@ -38,4 +38,3 @@ def opening(events: Sequence[Event], core: Core) -> Iterator[EventFields]:
     for key, role in KEYS.items():
         if key not in state.inventory.known_keys:
             yield KeyChange(action="added", role=role, key_id=key, actor="home")
-    yield core.snapshot()

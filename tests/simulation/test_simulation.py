@@ -61,6 +61,7 @@ class Outcome(NamedTuple):
     taken: set[tuple[str, tuple[str, str]]]
     effects: set[str]
     crashes: int
+    vouched: int
     events: int
     failure: str
 
@@ -77,16 +78,18 @@ def play(seeds: list[int]) -> Outcome:
     core.GATEWAY = Recorded(lifecycle.GATEWAY, "gateway", taken)
     invocations.GATEWAY = core.GATEWAY
     kinds: set[str] = set()
-    crashes = events = 0
+    crashes = vouched = events = 0
     for seed in seeds:
         try:
             world = run(seed, STEPS)
         except Exception:  # noqa: BLE001 - any exception is the finding; its seed is what matters.
-            return Outcome(taken, kinds, crashes, events, f"seed {seed}:\n{traceback.format_exc()}")
+            trace = f"seed {seed}:\n{traceback.format_exc()}"
+            return Outcome(taken, kinds, crashes, vouched, events, trace)
         kinds |= world.effects
         crashes += world.crashes
+        vouched += world.vouched
         events += len(world.ledger.events)
-    return Outcome(taken, kinds, crashes, events, "")
+    return Outcome(taken, kinds, crashes, vouched, events, "")
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +127,4 @@ def test_every_table_cell_and_every_effect_is_reached(
     assert kinds == expected
     assert not cells - taken
     assert crashes > 0
+    assert sum(outcome.vouched for outcome in outcomes) > crashes // 2

@@ -70,6 +70,7 @@ from tests.simulation.fakes import (
     FakeLauncher,
     FakeLedger,
     FakeSignals,
+    FakeStates,
     FakeTransport,
     FakeTrust,
     Started,
@@ -78,6 +79,7 @@ from tests.simulation.fakes import (
     stand_ins,
 )
 from tests.simulation.openings import opening
+from tests.simulation.pasts import begin_with_past
 from tests.simulation.settings import ATTESTATION, CONFIG, POLICY, USAGE
 from tests.simulation.trusts import FIRST
 
@@ -125,6 +127,8 @@ class World(Clients):
         self.ledger = FakeLedger(self.clock)
         self.bundles = FakeBundles()
         self.trust = FakeTrust(FIRST, self.ledger)
+        self.states = FakeStates()
+        self.vouched = 0
         self.checks = Checks(dict(KEYS), CONFIG)
         self.audit = Audit()
         self.effects: set[str] = set()
@@ -144,34 +148,18 @@ class World(Clients):
 
     def begin(self) -> None:
         """Start a gateway on the ledger that is there, as a new process does."""
-        inventory = Inventory()
-        state = State(
-            config=CONFIG, policy=POLICY, trust=FIRST.trust, trust_sha256=FIRST.sha256,
-            policy_sha256=policy_digest(POLICY), inventory=inventory, plugins={},
-            keys=known_keys(),
-            edge=Edge(new_incarnation=lambda: f"{self.random.getrandbits(128):032x}",
-                      new_nonce=lambda: self.random.randbytes(16), determinism_key=b"k" * 32,
-                      log_id=CONFIG.log_id),
-        )
-        state.wall_us = self.clock.wall
-        self.core = Core(state)
-        for event in self.ledger.events:
-            self.core.restore(event)
+        self.signals = FakeSignals()
+        self.gateway, vouched = begin_with_past(self.make, self.ledger, self.states)
+        self.vouched += vouched
+        state = self.core.state
         self.trust.settle(state)
         damaged = []
-        for record in inventory.plugins.values():
+        for record in state.inventory.plugins.values():
             for version in record.versions:
                 if self.random.random() < 0.02:
                     damaged.append((record.plugin, version))
                 else:
                     state.plugins[record.plugin, version] = loaded(record.plugin, version)
-        self.transport = FakeTransport(self.ledger, checked=len(self.ledger.events))
-        self.launcher = FakeLauncher()
-        self.signals = FakeSignals()
-        self.gateway = Gateway(
-            **stand_ins(self.ledger, self.transport, self.launcher, self.trust),
-            core=self.core, bundles=self.bundles, signals=self.signals, clock=self.clock,
-        )
         self.peers: dict[str, Peer] = {}
         self.past_peers: list[str] = []
         self.sent: list[str] = []
@@ -180,8 +168,29 @@ class World(Clients):
         self.watch()
         for fields in opening(self.ledger.events, self.core):
             self.gateway.append(fields)
+        self.gateway.snapshot()
         self.gateway.perform(self.core.begin(damaged, self.clock.mono))
         self.turn([])
+
+    def make(self) -> Gateway:
+        """Make a gateway that remembers nothing yet."""
+        state = State(
+            config=CONFIG, policy=POLICY, trust=FIRST.trust, trust_sha256=FIRST.sha256,
+            policy_sha256=policy_digest(POLICY), inventory=Inventory(), plugins={},
+            keys=known_keys(),
+            edge=Edge(new_incarnation=lambda: f"{self.random.getrandbits(128):032x}",
+                      new_nonce=lambda: self.random.randbytes(16), determinism_key=b"k" * 32,
+                      log_id=CONFIG.log_id),
+        )
+        state.wall_us = self.clock.wall
+        self.core = Core(state)
+        self.transport = FakeTransport(self.ledger, checked=len(self.ledger.events))
+        self.launcher = FakeLauncher()
+        return Gateway(
+            **stand_ins(self.ledger, self.transport, self.launcher, self.trust),
+            core=self.core, bundles=self.bundles, states=self.states, signals=self.signals,
+            clock=self.clock,
+        )
 
     def watch(self) -> None:
         """Note which kinds of effect the run meets."""
@@ -198,10 +207,7 @@ class World(Clients):
         """The process dies between turns' steps; some of what was not flushed may survive."""
         self.crashes += 1
         kept = self.random.randint(self.ledger.durable, len(self.ledger.events))
-        del self.ledger.events[kept:]
-        self.ledger.durable = kept
-        self.ledger.failed = False
-        self.ledger.fail_at = None
+        self.ledger.cut(kept)
         self.look()
         self.checks.restarted()
         self.begin()

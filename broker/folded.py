@@ -1,0 +1,177 @@
+"""The folded state in a form that can be written down: what a start needs of the ledger's past.
+
+Rules this file keeps:
+- What is written is the fold of the events before a position and nothing else, so beginning with it
+  and beginning with the first event come to the same.
+- It counts only with the event of that position, a `state.snapshot` that holds the digest of these
+  very bytes. Anything else is no state at all; then the fold is longer, never wrong.
+
+It leaves files to `broker.kept`, proving the event to `broker.ledger`. Source: docs/LEDGER.md,
+section 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from broker.inventory import Inventory, PluginRecord, VersionRecord
+from broker.orchestrator.admission import KeptRequests
+from broker.orchestrator.determinism import Seen
+from schemas.events import EventFields, StateSnapshot
+from schemas.names import Role
+
+if TYPE_CHECKING:
+    from broker.state import State
+
+OPEN_TOLD_MAX: Final = 1024
+"""How many open invocations a snapshot names."""
+
+Story = tuple[str, list[int], list[int]]
+"""A request, and where its events lie: how it began and ended, and others."""
+
+
+class FoldedPlugin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One plugin; versions in the order of their registration."""
+
+    plugin: str
+    highest: str
+    enabled: str | None
+    grants: list[str]
+    last_enabled: str | None
+    approvals: list[tuple[str, str, list[str]]]
+    versions: list[VersionRecord]
+
+
+class Folded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The state after the events before `seq`, as `registry/state-SEQ.json` holds it."""
+
+    format: Literal["omega-state/1"]
+    log_id: str
+    seq: int
+    plugins: list[FoldedPlugin]
+    known_keys: dict[str, Role]
+    revoked_keys: list[str]
+    revoked_publisher_keys: list[str]
+    trust_version: int
+    trust_sha256: str
+    policy_sha256: str
+    open_invocations: dict[str, str]
+    escapes: list[tuple[str, str]]
+    workers: dict[str, tuple[str, str]]
+    answers_seen: list[tuple[str, str, str, int]]
+    answers_open: dict[str, tuple[str, str]]
+    requests: dict[str, KeptRequests]
+    stories: list[Story]
+
+
+_decoder: Final = msgspec.json.Decoder(Folded)
+
+
+def fold_down(state: State, stories: list[Story], log_id: str, seq: int) -> bytes:
+    """Write down the state after the events before a position.
+
+    Args:
+        state: the core's memory.
+        stories: where the events of recent requests lie.
+        log_id: whose state it is.
+        seq: how many events it is the fold of.
+    """
+    inventory = state.inventory
+    return msgspec.json.encode(Folded(
+        format="omega-state/1",
+        log_id=log_id,
+        seq=seq,
+        plugins=[
+            FoldedPlugin(
+                plugin=record.plugin, highest=record.highest, enabled=record.enabled,
+                grants=sorted(record.grants), last_enabled=record.last_enabled,
+                approvals=[(*what, sorted(keys)) for what, keys in record.approvals.items()],
+                versions=[*record.versions.values()],
+            )
+            for record in inventory.plugins.values()
+        ],
+        known_keys=inventory.known_keys,
+        revoked_keys=sorted(inventory.revoked_keys),
+        revoked_publisher_keys=sorted(inventory.revoked_publisher_keys),
+        trust_version=inventory.trust_version,
+        trust_sha256=inventory.trust_sha256,
+        policy_sha256=inventory.policy_sha256,
+        open_invocations=inventory.open_invocations,
+        escapes=sorted(inventory.escapes),
+        workers=inventory.workers,
+        answers_seen=[(*key, *seen) for key, seen in inventory.history.seen.items()],
+        answers_open=inventory.history.open,
+        requests={
+            key_id: kept for key_id, window in sorted(state.windows.items())
+            if (kept := window.kept()).ids
+        },
+        stories=stories,
+    ))
+
+
+def snapshot(state: State, state_sha256: str | None = None) -> StateSnapshot:
+    """Give the digests of what is remembered now; with one, the event vouches for those bytes."""
+    return StateSnapshot(
+        inventory_sha256=state.inventory.digest(),
+        trust_sha256=state.trust_sha256,
+        policy_sha256=state.policy_sha256,
+        open_invocations=tuple(sorted(state.inventory.open_invocations)[:OPEN_TOLD_MAX]),
+        state_sha256=state_sha256,
+    )
+
+
+def vouched(fields: EventFields, seq: int, log_id: str, data: bytes) -> Folded | None:
+    """Read a state that was written down, or give None if the event does not vouch for it.
+
+    Args:
+        fields: the event of that position.
+        seq: the position.
+        log_id: whose ledger the event is in.
+        data: what was found.
+    """
+    if not isinstance(fields, StateSnapshot) or fields.state_sha256 is None:
+        return None
+    if hashlib.sha256(data).hexdigest() != fields.state_sha256:
+        return None
+    try:
+        folded = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        # Written by a gateway of another version.
+        return None
+    if (folded.seq, folded.log_id) != (seq, log_id):
+        return None
+    return folded
+
+
+def restore(state: State, folded: Folded) -> None:
+    """Fill a memory that holds nothing yet with what was written down."""
+    restore_inventory(state.inventory, folded)
+    horizon_us = state.wall_us - state.config.limits.request_window_ms * 1000
+    for key_id, kept in folded.requests.items():
+        state.window(key_id).take_up(kept, horizon_us)
+
+
+def restore_inventory(inventory: Inventory, folded: Folded) -> None:
+    """Fill an empty inventory."""
+    for one in folded.plugins:
+        inventory.plugins[one.plugin] = PluginRecord(
+            one.plugin, {entry.version: entry for entry in one.versions}, one.highest, one.enabled,
+            set(one.grants), one.last_enabled,
+            {(version, digest): set(keys) for version, digest, keys in one.approvals},
+        )
+        inventory.bundles.update(entry.bundle_sha256 for entry in one.versions)
+    inventory.known_keys.update(folded.known_keys)
+    inventory.revoked_keys.update(folded.revoked_keys)
+    inventory.revoked_publisher_keys.update(folded.revoked_publisher_keys)
+    inventory.trust_version = folded.trust_version
+    inventory.trust_sha256 = folded.trust_sha256
+    inventory.policy_sha256 = folded.policy_sha256
+    inventory.open_invocations.update(folded.open_invocations)
+    inventory.escapes.update(folded.escapes)
+    inventory.workers.update(folded.workers)
+    for surface, fingerprint, output, seq in folded.answers_seen:
+        inventory.history.seen[surface, fingerprint] = Seen(output, seq)
+    inventory.history.open.update(folded.answers_open)

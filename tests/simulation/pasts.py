@@ -1,0 +1,63 @@
+"""The two ways to begin with a ledger's past, and that they come to the same.
+
+A start takes the newest vouched state and the events after it; the fold of all events from the
+first on is what it must equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from broker.core import Core
+from broker.folded import Folded, fold_down
+from broker.gateway import Gateway
+from broker.orchestrator.admission import KeptRequests
+from schemas.events import InvokeAccept
+from tests.simulation.fakes import FakeLedger, FakeStates, require
+
+
+def begin_with_past(
+    make: Callable[[], Gateway], ledger: FakeLedger, states: FakeStates
+) -> tuple[Gateway, bool]:
+    """Make a gateway that has taken in its ledger's past; say whether a vouched state was used."""
+    whole = make()
+    for event in ledger.events:
+        whole.restore(event)
+    folded = states.newest(ledger)
+    if folded is None:
+        return whole, False
+    gateway = make()
+    gateway.take_up(folded)
+    for event in ledger.events[folded.seq :]:
+        gateway.restore(event)
+    calls = {
+        event.fields.request_id.replace("-", "") for event in ledger.events
+        if isinstance(event.fields, InvokeAccept)
+    }
+    other = remembered(whole, calls)
+    for name, value in msgspec.structs.asdict(remembered(gateway, calls)).items():
+        expected = getattr(other, name)
+        require(value == expected, f"{name}: the vouched state and what follows give {value}, "
+                                   f"the fold of all events {expected}")
+    return gateway, True
+
+
+def remembered(gateway: Gateway, calls: set[str] | None = None) -> Folded:
+    """Give all that a gateway has folded, but two things that only a running gateway knows.
+
+    When a request id was used, without the wall clock's steps; and which event was the last of a
+    pipeline, which has no end of its own: with `calls` only the ends of those are given.
+    """
+    core: Core = gateway._core
+    data = fold_down(core.state, gateway._answers.stories(), "", 0)
+    folded = msgspec.json.decode(data, type=Folded)
+    requests = {
+        key: KeptRequests([], kept.ids, [
+            end if calls is None or kept.ids[place * 32 : place * 32 + 32] in calls else None
+            for place, end in enumerate(kept.ends)
+        ])
+        for key, kept in folded.requests.items()
+    }
+    return msgspec.structs.replace(folded, requests=requests)
