@@ -78,13 +78,14 @@ class Administration:
     """Decides about everything that is not an invocation."""
 
     def __init__(
-        self, state: State, workers: Supervision, end_revoked: Callable[[Call], None]
+        self, state: State, workers: Supervision, upgrades: Upgrades,
+        end_revoked: Callable[[Call], None],
     ) -> None:
         """Share the core's memory and its way to end a call whose right was taken back."""
         self._state = state
         self._workers = workers
         self._end_revoked = end_revoked
-        self._upgrades = Upgrades(state, workers)
+        self._upgrades = upgrades
 
     def handle(self, origin: Origin, request: FromOmega | FromAdmin) -> None:
         """Answer one request whose sender's role has been checked.

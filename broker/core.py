@@ -25,6 +25,7 @@ from broker.lifecycle import GATEWAY, MAY_SEND
 from broker.orchestrator.calls import Call, StepOf, note_commitment
 from broker.orchestrator.fleet import Pool, Worker
 from broker.orchestrator.pipelines import Pipelines
+from broker.orchestrator.upgrades import Upgrades
 from broker.reload import Settings, take_settings
 from broker.state import State
 from broker.supervision import Supervision
@@ -76,15 +77,24 @@ class Core:
         )
         self._pipelines = Pipelines(state, self._invocations)
         self._workers = Supervision(
-            state, lost=self._invocations.lost, room=self._invocations.dispatch
+            state, lost=self._invocations.lost, room=self._room,
+            left=self._left,
         )
+        self._upgrades = Upgrades(state, self._workers)
         self._administration = Administration(
-            state, self._workers, self._invocations.end_revoked
+            state, self._workers, self._upgrades, self._invocations.end_revoked
         )
         self._trusting = Trusting(state, self._workers, self._invocations.end_revoked)
 
     def _start(self, pool: Pool) -> None:
         self._workers.ensure(pool)
+
+    def _room(self, pool: Pool) -> None:
+        self._upgrades.came(pool)
+        self._invocations.dispatch(pool)
+
+    def _left(self, worker: Worker, reason: str) -> None:
+        self._upgrades.left(worker, reason)
 
     def _step_ended(self, step_of: StepOf, result: StepResult) -> None:
         self._pipelines.step_ended(step_of, result)
@@ -439,6 +449,7 @@ class Core:
         after = GATEWAY.get((state.gateway, "drain"))
         if after is not None:
             state.gateway = after
+            self._upgrades.stop()
             for pool in list(state.fleet.pools.values()):
                 self._workers.ensure(pool)
             state.later(now + state.config.times.drain_ms * 1000, "stop", "")

@@ -141,6 +141,27 @@ VERSION: Final[dict[tuple[VersionState, VersionEvent], VersionState]] = {
 }
 """What was quarantined or revoked never serves again."""
 
+# --- One upgrade: from the request to the switch ---
+
+UpgradeState = Literal["warming", "ended"]
+UpgradeEvent = Literal[
+    "enable", "witnessed", "hindered", "worker_lost", "revoke", "disable", "supersede", "cancel",
+    "stop",
+]
+
+UPGRADE: Final[dict[tuple[UpgradeState, UpgradeEvent], UpgradeState]] = {
+    ("warming", "enable"): "warming",
+    ("warming", "witnessed"): "ended",
+    ("warming", "hindered"): "ended",
+    ("warming", "worker_lost"): "ended",
+    ("warming", "revoke"): "ended",
+    ("warming", "disable"): "ended",
+    ("warming", "supersede"): "ended",
+    ("warming", "cancel"): "ended",
+    ("warming", "stop"): "ended",
+}
+"""Only `witnessed` switches; after every other end the version before serves on."""
+
 # --- The gateway ---
 
 GatewayState = Literal["serving", "draining", "stopped"]
@@ -177,6 +198,6 @@ MAY_SEND: Final[frozenset[tuple[Role, str]]] = frozenset(
 
 TRANSITIONS: Final = {
     "call": CALL, "pipeline": PIPELINE, "step": STEP, "breaker": BREAKER, "worker": WORKER,
-    "version": VERSION, "gateway": GATEWAY,
+    "version": VERSION, "upgrade": UPGRADE, "gateway": GATEWAY,
 }
 """All tables by name, for the documentation and the simulation."""

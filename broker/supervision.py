@@ -35,7 +35,7 @@ from schemas.witness import escaped, failed_probes
 LANDLOCK_ABI_MIN = 6
 _NO_CAPABILITIES = "0" * 16
 
-_NEVER_BEGAN: Final[dict[str, RefusalCode]] = {
+NEVER_BEGAN: Final[dict[str, RefusalCode]] = {
     "sandbox_unavailable": RefusalCode.SANDBOX_UNAVAILABLE,
     "plugin_load_failed": RefusalCode.PLUGIN_LOAD_FAILED,
     "packages_changed": RefusalCode.PACKAGES_CHANGED,
@@ -67,13 +67,18 @@ def attestation_fault(attestation: Attestation) -> str | None:
 
 
 class Supervision:
-    """Decides about workers. `lost` ends a call, `room` dispatches what waits in a pool."""
+    """Decides about workers. `lost` ends a call, `room` dispatches what waits in a pool, `left`
+    hears of a worker that is gone and why."""
 
-    def __init__(self, state: State, *, lost: LostCall, room: Callable[[Pool], None]) -> None:
-        """Share the core's memory and take the core's two answers."""
+    def __init__(
+        self, state: State, *, lost: LostCall, room: Callable[[Pool], None],
+        left: Callable[[Worker, str], None],
+    ) -> None:
+        """Share the core's memory and take the core's three answers."""
         self._state = state
         self._lost = lost
         self._room = room
+        self._left = left
 
     def due(self, kind: str, incarnation: str) -> None:
         """A timer of one worker rang; of one that is gone nothing is due."""
@@ -119,9 +124,10 @@ class Supervision:
         if state.now < retry_us:
             state.later(retry_us, "backoff", f"{pool.plugin}@{pool.version}")
             return
-        self._start(pool)
+        self.start(pool)
 
-    def _start(self, pool: Pool) -> Worker:
+    def start(self, pool: Pool) -> Worker:
+        """Start one more worker of a version, whatever there is already."""
         state = self._state
         loaded = state.plugins[pool.plugin, pool.version]
         manifest = loaded.manifest
@@ -276,9 +282,9 @@ class Supervision:
 
     def bye(self, worker: Worker, message: Bye) -> bool:
         """A worker leaves in order; False when it still owes answers."""
-        if message.reason in _NEVER_BEGAN:
+        if message.reason in NEVER_BEGAN:
             worker.exit_detail = f"{message.reason}: {message.detail}"[:1024]
-            code = _NEVER_BEGAN[message.reason]
+            code = NEVER_BEGAN[message.reason]
             pool = self._state.fleet.pool(worker.plugin, worker.version)
             self.gone(worker, "bye", message.reason)
             self.refuse_queue(pool, code, message.detail)
@@ -353,6 +359,7 @@ class Supervision:
             if state.fleet.in_crash_loop(pool, state.now) and not pool.expecting:
                 self.refuse_queue(pool, RefusalCode.WORKER_CRASH_LOOP, "")
         self.ensure(pool)
+        self._left(worker, reason)
 
     def retire(self, pool: Pool) -> None:
         """A version takes no new call: its workers finish what they and the queue hold."""
@@ -443,7 +450,7 @@ class Supervision:
             return
         if reason == "killed":
             state.fleet.replaced_struck(pool, state.now)
-        successor = self._start(pool)
+        successor = self.start(pool)
         worker.recycle, worker.successor = reason, successor.incarnation
         state.append(
             ZygoteRecycle(

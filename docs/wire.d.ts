@@ -162,6 +162,7 @@ export type RefusalCode =
   | "module_not_allowed"
   | "approval_required"
   | "approval_mismatch"
+  | "upgrade_withdrawn"
   | "conformance_required"
   | "trust_invalid"
   | "trust_version_not_raised"

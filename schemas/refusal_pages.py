@@ -613,6 +613,14 @@ PAGES: Final[dict[str, tuple[str, str, str, bool, Blame]]] = {
         False,
         "client",
     ),
+    "upgrade_withdrawn": (
+        "The upgrade was called off",
+        "Before the new version's worker was witnessed, the plugin was disabled or another version "
+        "was asked for.",
+        "Ask again if it is still wanted.",
+        True,
+        "operator",
+    ),
     "conformance_required": (
         "Policy requires a signed conformance report",
         "A report counts only when a key with the conformance role signed it.",

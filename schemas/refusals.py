@@ -107,6 +107,7 @@ class RefusalCode(enum.StrEnum):
     MODULE_NOT_ALLOWED = "module_not_allowed"
     APPROVAL_REQUIRED = "approval_required"
     APPROVAL_MISMATCH = "approval_mismatch"
+    UPGRADE_WITHDRAWN = "upgrade_withdrawn"
     CONFORMANCE_REQUIRED = "conformance_required"
     TRUST_INVALID = "trust_invalid"
     TRUST_VERSION_NOT_RAISED = "trust_version_not_raised"

@@ -169,6 +169,10 @@ def _roles(history: History, event: Event) -> Finding | None:
     if not history.holds_role(actor, "operator"):
         return "a key of an operator that was not revoked", key_words(history, actor)
     heard, wanted = history.heard.get(actor), _ASKED_BY[type(fields)]
+    if isinstance(fields, PluginEnable):
+        # A version takes over when its worker was witnessed; who asked may have asked more since.
+        heard = next((frame for (peer, _), frame in history.pending.items()
+                      if peer == actor and frame.type in wanted), heard)
     if heard is None or heard.type not in wanted:
         return f"{' or '.join(wanted)} of {actor}", frame_words(heard)
     return None

@@ -1,8 +1,13 @@
 """Which version serves: enabling, disabling, and the approval that a widening one waits for.
 
-Rules this file keeps: a version that was revoked, quarantined, damaged or whose publisher lost
-trust is never enabled; one that widens what its plugin may, against the version enabled last, only
-after exactly that difference was approved; whoever asks gets one answer.
+Rules this file keeps:
+- A version that was revoked, quarantined, damaged or whose publisher lost trust is never enabled;
+  one that widens what its plugin may, against the version enabled last, only after exactly that
+  difference was approved. All of it is asked again at the switch.
+- Where a version serves, the next one takes over when a worker of its own was witnessed, in one
+  event; until then and after every failure the one before serves on. What may happen meanwhile is
+  `broker.lifecycle.UPGRADE`. A crash forgets an upgrade: nothing was switched.
+- Whoever asks gets one answer.
 
 It leaves what widens to `broker.trust.ratchet`, workers to `broker.supervision` and the fold to
 `broker.inventory`. Source: specification section 6, layers 1 and 2; docs/decisions/0027.
@@ -10,15 +15,18 @@ It leaves what widens to `broker.trust.ratchet`, workers to `broker.supervision`
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
 
 from broker.effects import Origin
 from broker.inventory import PluginRecord, VersionRecord
+from broker.lifecycle import UPGRADE, UpgradeEvent, UpgradeState
 from broker.orchestrator.calls import Misfit
+from broker.orchestrator.fleet import Pool, Worker
 from broker.state import State
-from broker.supervision import Supervision
+from broker.supervision import NEVER_BEGAN, Supervision
 from broker.trust.ratchet import Difference, difference
-from schemas.events import PluginApprove, PluginDisable, PluginEnable
+from schemas.events import PluginApprove, PluginDisable, PluginEnable, ZygoteRecycle
 from schemas.messages import (
     Approve,
     Approved,
@@ -27,57 +35,206 @@ from schemas.messages import (
     Enabled,
     EnablePlugin,
 )
-from schemas.refusals import RefusalCode
+from schemas.refusals import REFUSALS, RefusalCode
 
 _SHOWN_MAX: Final = 3
 """Changes that a refusal names; the whole difference is a read away."""
+_CODES: Final = {
+    "attestation_failed": RefusalCode.PLUGIN_QUARANTINED,
+    "probe_succeeded": RefusalCode.PLUGIN_QUARANTINED, "revoked": RefusalCode.REVOKED,
+}
+"""What became of a worker that was awaited, where it is more than a start that failed."""
+
+
+class Asked(NamedTuple):
+    """Who asked for an upgrade and waits for its answer."""
+
+    origin: Origin
+    request_id: str
+    known_size: int | None
+
+
+@dataclass(slots=True)
+class Upgrade:
+    """One version on its way to take over: `incarnation` is the worker whose witness it awaits."""
+
+    plugin: str
+    version: str
+    incarnation: str
+    asked: list[Asked]
+    state: UpgradeState = "warming"
+
+    def step(self, event: UpgradeEvent) -> bool:
+        """Take the table's transition; False when there is none, and then nothing changed."""
+        after = UPGRADE.get((self.state, event))
+        if after is None:
+            return False
+        self.state = after
+        return True
 
 
 class Upgrades:
     """Decides which version of a plugin serves new calls."""
 
     def __init__(self, state: State, workers: Supervision) -> None:
-        """Share the core's memory."""
+        """Share the core's memory; no upgrade is under way."""
         self._state = state
         self._workers = workers
+        self._under_way: dict[str, Upgrade] = {}
 
     # --- enabling and disabling ---
 
     def enable(self, origin: Origin, request: EnablePlugin) -> None:
-        """Let a version serve new calls, or say what hinders it."""
+        """Let a version serve new calls, or say what hinders it.
+
+        Where another version serves, the new one's worker comes first: the answer is given when it
+        was witnessed and new calls go to it, or when it did not come.
+        """
         state = self._state
         entry = registered_version(state, origin, request.request_id, request.plugin,
                                    request.version)
         if entry is None:
             return
         record = state.inventory.plugins[request.plugin]
-        previous = record.enabled
-        if previous == request.version:
+        asked = Asked(origin, request.request_id, request.known_size)
+        if record.enabled == request.version:
+            self._withdraw(request.plugin, "cancel", f"{request.version} was asked to serve on")
             state.send(origin, Enabled(request_id=request.request_id, plugin=request.plugin,
-                                       version=request.version, previous=previous))
+                                       version=request.version, previous=request.version))
             return
-        widening = widening_difference(state, record, request.version)
-        hindrance = self._hindrance(entry) or _unapproved(record, request.version, widening)
+        hindrance = self._hindrance(entry, record)
         if hindrance is not None:
-            state.refuse(origin, request.request_id, hindrance.code, hindrance.sentence,
-                         where=hindrance.where, hint=hindrance.hint)
+            _refuse(state, asked, hindrance)
             return
-        state.append(PluginEnable(
-            plugin=request.plugin, version=request.version, previous=previous,
-            diff_sha256=widening.digest() if widening is not None else None, actor=origin.key_id,
-        ))
-        state.send(
-            origin,
-            Enabled(request_id=request.request_id, plugin=request.plugin,
-                    version=request.version, previous=previous),
-            receipt=True, known_size=request.known_size,
-        )
-        pool = state.fleet.pool(request.plugin, request.version)
-        pool.failures, pool.not_before_us, pool.retiring = 0, 0, False
-        if previous is not None:
-            self._workers.retire(state.fleet.pool(request.plugin, previous))
+        under_way = self._under_way.get(request.plugin)
+        if under_way is not None and under_way.version == request.version:
+            under_way.step("enable")
+            under_way.asked.append(asked)
+            return
+        self._withdraw(request.plugin, "supersede", f"{request.version} was asked for after it")
+        if record.enabled is None:
+            self._switch(entry, [asked], None)
+        else:
+            self._warm(entry, asked)
 
-    def _hindrance(self, entry: VersionRecord) -> Misfit | None:
+    def _warm(self, entry: VersionRecord, asked: Asked) -> None:
+        """Have a worker of the version come up, beside what serves; switch to one that is up."""
+        state = self._state
+        pool = state.fleet.pool(entry.plugin, entry.version)
+        workers = sorted(pool.workers.values(), key=lambda one: one.state != "ready")
+        worker = next((one for one in workers
+                       if one.state in ("ready", "probing", "starting")), None)
+        if worker is None and state.gateway != "serving":
+            _refuse(state, asked, Misfit(RefusalCode.DRAINING, ""))
+            return
+        living, most = len(state.fleet.by_incarnation), state.config.limits.workers_max
+        if worker is None and living > most:
+            _refuse(state, asked, Misfit(
+                RefusalCode.WORKER_START_FAILED,
+                f"{living} workers are there, and one above the bound of {most} may be a successor",
+                retry_after_ms=state.config.times.backoff_ms_min,
+            ))
+            return
+        _awaken(pool)
+        worker = worker or self._workers.start(pool)
+        if worker.state == "ready":
+            self._switch(entry, [asked], worker.incarnation)
+            return
+        self._under_way[entry.plugin] = Upgrade(
+            entry.plugin, entry.version, worker.incarnation, [asked]
+        )
+
+    def _switch(self, entry: VersionRecord, asked: list[Asked], successor: str | None) -> None:
+        """Send new calls to a version from here on; the one before finishes what it has."""
+        state = self._state
+        record = state.inventory.plugins[entry.plugin]
+        previous = record.enabled
+        widening = widening_difference(state, record, entry.version)
+        state.append(PluginEnable(
+            plugin=entry.plugin, version=entry.version, previous=previous,
+            diff_sha256=widening.digest() if widening is not None else None,
+            actor=asked[0].origin.key_id,
+        ))
+        for one in asked:
+            state.send(
+                one.origin,
+                Enabled(request_id=one.request_id, plugin=entry.plugin, version=entry.version,
+                        previous=previous),
+                receipt=True, known_size=one.known_size,
+            )
+        _awaken(state.fleet.pool(entry.plugin, entry.version))
+        if previous is None:
+            return
+        before = state.fleet.pool(entry.plugin, previous)
+        for worker in before.workers.values():
+            if worker.state == "ready" and successor is not None:
+                state.append(ZygoteRecycle(incarnation=worker.incarnation, successor=successor,
+                                           reason="upgrade"))
+        self._workers.retire(before)
+
+    def came(self, pool: Pool) -> None:
+        """A worker was witnessed: the version that awaited it takes over, if it still may."""
+        state = self._state
+        upgrade = self._under_way.get(pool.plugin)
+        if upgrade is None or upgrade.version != pool.version:
+            return
+        record = state.inventory.plugins[pool.plugin]
+        entry = record.versions[pool.version]
+        hindrance = self._hindrance(entry, record)
+        asker = upgrade.asked[0].origin.key_id
+        if asker not in state.keys or asker in state.inventory.revoked_keys:
+            hindrance = Misfit(RefusalCode.KEY_REVOKED, "who asked for the upgrade may no more")
+        elif RefusalCode.LOW_SPACE in state.degraded:
+            hindrance = Misfit(RefusalCode.LOW_SPACE, "")
+        if hindrance is not None:
+            self._end(upgrade, "hindered", hindrance)
+        elif upgrade.step("witnessed"):
+            del self._under_way[pool.plugin]
+            self._switch(entry, upgrade.asked, upgrade.incarnation)
+
+    def left(self, worker: Worker, reason: str) -> None:
+        """A worker is gone: the upgrade that awaited it fails, and what served serves on."""
+        upgrade = self._under_way.get(worker.plugin)
+        if upgrade is None or upgrade.incarnation != worker.incarnation:
+            return
+        code = NEVER_BEGAN.get(reason) or _CODES.get(reason, RefusalCode.WORKER_START_FAILED)
+        detail = worker.exit_detail or reason
+        self._end(upgrade, "revoke" if reason == "revoked" else "worker_lost",
+                  Misfit(code, f"the worker of {worker.version} ended ({detail})", "$.version"))
+
+    def stop(self) -> None:
+        """The gateway takes nothing new any more: no upgrade comes to its switch."""
+        for upgrade in list(self._under_way.values()):
+            self._end(upgrade, "stop", Misfit(RefusalCode.DRAINING, ""))
+
+    def _withdraw(
+        self, plugin: str, event: Literal["cancel", "supersede", "disable"], why: str
+    ) -> None:
+        upgrade = self._under_way.get(plugin)
+        if upgrade is not None:
+            self._end(upgrade, event, Misfit(RefusalCode.UPGRADE_WITHDRAWN, why))
+
+    def _end(self, upgrade: Upgrade, event: UpgradeEvent, why: Misfit) -> None:
+        """End an upgrade without a switch: who asked is told, its worker goes again."""
+        if not upgrade.step(event):
+            return
+        state = self._state
+        del self._under_way[upgrade.plugin]
+        serving = state.inventory.plugins[upgrade.plugin].enabled
+        for one in upgrade.asked:
+            _refuse(state, one, why._replace(
+                sentence=f"{why.sentence or REFUSALS[why.code].reason}"
+                + (f"; {serving} serves on" if serving and event != "disable" else "")
+            ))
+        self._workers.retire(state.fleet.pool(upgrade.plugin, upgrade.version))
+
+    def _hindrance(self, entry: VersionRecord, record: PluginRecord) -> Misfit | None:
+        """Say why a version may not serve now; None when it may."""
+        return self._unfit(entry) or _unapproved(
+            record, widening_difference(self._state, record, entry.version)
+        )
+
+    def _unfit(self, entry: VersionRecord) -> Misfit | None:
         """Say why a version may not serve, whatever it asks for; None when it may."""
         state = self._state
         if not state.inventory.may(entry, "enable"):
@@ -97,6 +254,7 @@ class Upgrades:
         if record is None or not record.versions:
             state.refuse(origin, request.request_id, RefusalCode.UNKNOWN_PLUGIN, where="$.plugin")
             return
+        self._withdraw(request.plugin, "disable", "the plugin was disabled")
         previous = record.enabled
         if previous is None:
             state.send(origin, Disabled(request_id=request.request_id, plugin=request.plugin))
@@ -119,7 +277,7 @@ class Upgrades:
         if entry is None:
             return
         record = state.inventory.plugins[request.plugin]
-        hindrance = self._hindrance(entry) if record.enabled != request.version else None
+        hindrance = self._unfit(entry) if record.enabled != request.version else None
         widening = widening_difference(state, record, request.version)
         if hindrance is None and widening is None:
             hindrance = Misfit(
@@ -135,8 +293,7 @@ class Upgrades:
                 "$.diff_digest",
             )
         if hindrance is not None:
-            state.refuse(origin, request.request_id, hindrance.code, hindrance.sentence,
-                         where=hindrance.where, hint=hindrance.hint)
+            _refuse(state, Asked(origin, request.request_id, request.known_size), hindrance)
             return
         approvers = record.approvals.get((request.version, request.diff_digest), set())
         again = origin.key_id in approvers
@@ -189,19 +346,29 @@ def is_approved(record: PluginRecord, widening: Difference) -> bool:
     return bool(record.approvals.get((widening.after.version, widening.digest())))
 
 
-def _unapproved(
-    record: PluginRecord, version: str, widening: Difference | None
-) -> Misfit | None:
+def _awaken(pool: Pool) -> None:
+    """Let a version's workers start, whatever befell them before."""
+    pool.failures, pool.not_before_us, pool.retiring = 0, 0, False
+
+
+def _refuse(state: State, asked: Asked, why: Misfit) -> None:
+    state.refuse(asked.origin, asked.request_id, why.code, why.sentence, where=why.where,
+                 hint=why.hint, retry_after_ms=why.retry_after_ms, receipt=True,
+                 known_size=asked.known_size)
+
+
+def _unapproved(record: PluginRecord, widening: Difference | None) -> Misfit | None:
     if widening is None or is_approved(record, widening):
         return None
     places = [one.where for one in widening.changes if one.change in ("wider", "changed")]
     more = len(places) - _SHOWN_MAX
+    name = f"{record.plugin}@{widening.after.version}"
     return Misfit(
         RefusalCode.APPROVAL_REQUIRED,
         f"against {record.last_enabled} it widens {', '.join(places[:_SHOWN_MAX])}"
         + (f" and {more} more" if more > 0 else "")
         + f"; the difference has the digest {widening.digest()}",
         "$.version",
-        f"Look at it with omega-gateway plugins show {record.plugin}@{version} --diff, then "
-        f"omega-gateway plugins approve {record.plugin}@{version} --digest {widening.digest()}",
+        f"Look at it with omega-gateway plugins show {name} --diff, then "
+        f"omega-gateway plugins approve {name} --digest {widening.digest()}",
     )

@@ -41,7 +41,7 @@ def test_the_role_table_names_no_request_that_does_not_exist() -> None:
 @pytest.mark.parametrize(
     ("name", "end"),
     [("call", "ended"), ("pipeline", "ended"), ("step", "ended"), ("worker", "gone"),
-     ("version", "revoked"), ("gateway", "stopped")],
+     ("version", "revoked"), ("upgrade", "ended"), ("gateway", "stopped")],
 )
 def test_nothing_leaves_a_last_state(name: str, end: str) -> None:
     """What has ended stays ended: no table has a cell that begins in its last state."""

@@ -54,5 +54,6 @@ def test_there_is_a_transcript_for_each_race() -> None:
     assert names >= {
         "race_cancel_first", "race_result_before_cancel", "race_deadline_first",
         "race_revoke_in_flight", "race_disable_in_flight", "race_upgrade_in_flight",
-        "race_latch_with_sends_queued", "race_crash_after_commit",
+        "race_latch_with_sends_queued", "race_crash_after_commit", "race_upgrade_and_disable",
+        "race_upgrade_and_another", "race_upgrade_and_revoke", "race_upgrade_and_crash",
     }

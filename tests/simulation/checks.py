@@ -101,6 +101,7 @@ class Checks:
     struck_us: dict[tuple[str, str], int] = field(default_factory=dict)
     resting: dict[tuple[str, str], int] = field(default_factory=dict)
     low: bool = False
+    upgrading: set[str] = field(default_factory=set)
     trust: tuple[int, str | None] = (0, None)
     trusted: frozenset[str] = frozenset()
 
@@ -181,6 +182,11 @@ class Checks:
             key = (fields.plugin, fields.version)
             require(key in self.registered and key not in self.dead, "enabled what may not be")
             self._widening(fields)
+            require(self.enabled.get(fields.plugin) == fields.previous, "another version served")
+            require(fields.previous is None or any(
+                (one.plugin, one.version) == key and one.witnessed and not one.gone
+                for one in self.workers.values()
+            ), "switched before a worker of the new version was witnessed")
             self.last_enabled[fields.plugin] = self.enabled[fields.plugin] = fields.version
             for method in [key for key in self.resting if key[0] == fields.plugin]:
                 del self.resting[method]
@@ -268,6 +274,9 @@ class Checks:
     def _recycle(self, fields: ZygoteRecycle, now_us: int) -> None:
         old = self.workers[fields.incarnation]
         require(old.witnessed and not old.gone, "replaced what does not serve")
+        if fields.reason == "upgrade":
+            # It serves its own version to the end: nobody takes its place.
+            return
         old.successor = fields.successor
         if fields.reason == "killed":
             times, key = self.config.times, (old.plugin, old.version)
@@ -287,6 +296,8 @@ class Checks:
                     "a call was lost because its worker was replaced")
 
     def _out(self, fields: FrameOut, now_us: int) -> None:
+        if fields.plane == "front.admin":
+            self.upgrading.discard(fields.request_id or "")
         if fields.type == "run":
             self._run(fields)
         elif fields.type == "probe":
@@ -339,6 +350,8 @@ class Checks:
         worker.calls[fields.call] = fields.request_id
 
     def _in(self, fields: FrameIn) -> None:
+        if fields.type == "enable_plugin" and fields.request_id is not None:
+            self.upgrading.add(fields.request_id)
         if fields.plane != "worker" and fields.request_id is not None:
             omega = self.roles.get(fields.peer) == "omega"
             # Whoever used an id first used it, also one who was refused.
@@ -391,6 +404,7 @@ class Checks:
         for worker in self.workers.values():
             worker.gone = True
         self.low = False
+        self.upgrading.clear()
         self.struck_us.clear()
         self.answers_due.clear()
         self.pipelines.clear()

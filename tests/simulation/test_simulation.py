@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import pytest
 
 from broker import core, effects, inventory, invocations, lifecycle
-from broker.orchestrator import breaker, fleet, pipelines
+from broker.orchestrator import breaker, fleet, pipelines, upgrades
 from tests.simulation.world import run
 
 SEEDS = int(os.environ.get("OMEGA_SIMULATION_SEEDS", "2000"))
@@ -75,6 +75,7 @@ def play(seeds: list[int]) -> Outcome:
     breaker.BREAKER = Recorded(lifecycle.BREAKER, "breaker", taken)
     fleet.WORKER = Recorded(lifecycle.WORKER, "worker", taken)
     inventory.VERSION = Recorded(lifecycle.VERSION, "version", taken)
+    upgrades.UPGRADE = Recorded(lifecycle.UPGRADE, "upgrade", taken)
     core.GATEWAY = Recorded(lifecycle.GATEWAY, "gateway", taken)
     invocations.GATEWAY = core.GATEWAY
     kinds: set[str] = set()

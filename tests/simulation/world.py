@@ -483,6 +483,7 @@ class World(Clients):
             self.turn([])
         require(not self.checks.open, f"{len(self.checks.open)} invocations never ended")
         require(not self.checks.pipelines, "a pipeline was never answered")
+        require(not self.checks.upgrading, "who asked for an upgrade was never answered")
         require(self.core.idle, "the core still holds calls")
         for event in self.ledger.events:
             self.audit.take(event)
