@@ -218,11 +218,11 @@ class Suite:
 
     def answered(self, method: str) -> list[Seen]:
         """Give the calls of a method that were answered, each input once, the first first."""
-        found = {
-            preimage(seen.case.payload): seen
-            for seen in reversed(self.all) if seen.method == method and seen.code is None
-        }
-        return list(reversed(found.values()))
+        found: dict[bytes, Seen] = {}
+        for seen in self.all:
+            if seen.method == method and seen.code is None:
+                found.setdefault(preimage(seen.case.payload), seen)
+        return list(found.values())
 
     def as_before(self, before: Seen, now: Seen) -> bool:
         """Say whether an input was answered as it was, where that is promised; else at all."""

@@ -159,7 +159,7 @@ publisher = "development"
 description = "Breaks every rule, each in one method."
 modules = ["msgspec"]
 [limits]
-cpu_ms = 800
+cpu_ms = 600
 wall_ms = 5000
 memory_mb = 256
 output_bytes = 8192
