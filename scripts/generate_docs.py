@@ -3,7 +3,8 @@
 `python -m scripts.generate_docs --rewrite` writes; alone it compares and exits 1 on a difference.
 Whole files: docs/wire.schema.json, docs/wire.d.ts, docs/REFUSALS.md. Parts of pages stand between
 `<!-- generated: NAME -->` and `<!-- end -->`: tables and worked examples of docs/WIRE.md, state
-diagrams of docs/ARCHITECTURE.md. What people must judge is written by people.
+diagrams of docs/ARCHITECTURE.md, rules of docs/how-to/conformance.md.
+What people must judge is written by people.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from msgspec import inspect
 from broker.lifecycle import MAY_SEND, TRANSITIONS
 from schemas import messages, payloads
 from schemas.codec import MAGIC, encode
+from schemas.conformance import RULES
 from schemas.denials import DENIALS
 from schemas.events import GENESIS_HASH, FrameIn, encode_event
 from schemas.refusals import REFUSALS
@@ -331,6 +333,12 @@ def role_table() -> list[str]:
 # ------------------------------------------------------------------------------------
 
 
+def conformance_rules() -> list[str]:
+    """The rules of the conformance suite."""
+    rows = [f"| {number} | {sentence} |" for number, sentence in RULES.items()]
+    return ["| rule | a plugin |", "|---|---|", *rows]
+
+
 def _filled(path: Path, parts: dict[str, list[str]]) -> str:
     """Put generated parts between their marks; every part must have exactly one place."""
     text = path.read_text("utf-8")
@@ -354,6 +362,9 @@ def build() -> dict[Path, str]:
         docs / "WIRE.md": _filled(docs / "WIRE.md", {
             "requests": wire_requests(), "messages": wire_messages(), "shapes": wire_shapes(),
             "example": wire_example(), "commitment": wire_commitment(), "event": wire_event(),
+        }),
+        docs / "how-to" / "conformance.md": _filled(docs / "how-to" / "conformance.md", {
+            "conformance": conformance_rules(),
         }),
         docs / "ARCHITECTURE.md": _filled(docs / "ARCHITECTURE.md", {
             "states": state_diagrams(), "roles": role_table(),

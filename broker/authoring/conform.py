@@ -50,8 +50,8 @@ backoff_ms_max = 100
 [ledger]
 durability = "process"
 """
-"""The suite's gateway rests no method, since failing calls are what is looked for, and its ledger is
-gone with it, so that no flush is waited for."""
+"""The suite's gateway rests no method, since failing calls are what is looked for, and its ledger
+is gone with it, so that no flush is waited for."""
 
 OWN_WORDS: Final = frozenset({RefusalCode.INVALID_INPUT, RefusalCode.CANNOT_ANSWER})
 BLAMED: Final[dict[RefusalCode, str]] = {
