@@ -29,6 +29,12 @@ IPC_PATH_BYTES_MAX: Final = 107
 _ZAP_ENFORCE_DOMAIN: Final = 93
 """A draft option that every libzmq since 4.3.0 compiles in; pyzmq's wheels have no name for it."""
 
+_KEEPALIVE: Final = (
+    (zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 10), (zmq.TCP_KEEPALIVE_INTVL, 5),
+    (zmq.TCP_KEEPALIVE_CNT, 3),
+)
+"""A peer whose machine is gone is noticed after 25 s of silence."""
+
 ZmqSocket = zmq.Socket[bytes]
 ZmqContext = zmq.Context[ZmqSocket]
 
@@ -75,9 +81,11 @@ def server_socket(
     socket.setsockopt(zmq.HANDSHAKE_IVL, handshake_ms)
     socket.setsockopt(zmq.MAXMSGSIZE, bytes_max + CURVE_OVERHEAD_BYTES)
     socket.set_hwm(high_water_mark)
-    # The io thread answers heartbeats; they find dead peers, not stuck ones.
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 2_000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6_000)
+    # No heartbeats: libzmq 4.3.5 aborts when one is due on a connection that ended while its
+    # messages waited. The kernel finds dead peers; stuck ones are found by what they are asked.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 0)
+    for option, value in _KEEPALIVE:
+        socket.setsockopt(option, value)
     if kind == zmq.ROUTER:
         # Without MANDATORY a reply to a peer that is gone or full would vanish without a word.
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)

@@ -10,7 +10,7 @@ import zmq
 
 from broker.arrivals import FrontFrames, HandshakesRefused, OversizedMessage, Readable
 from broker.keys import curve_key_id, new_curve_pair
-from broker.monitor import CROWDED, NOT_AUTHORISED, NOT_ZMTP, UNFINISHED, WRONG_MECHANISM
+from broker.monitor import CROWDED, NOT_AUTHORISED, NOT_CURVE, UNFINISHED
 from broker.stations import MESSAGES_PER_TURN
 from broker.transport import TransportLimits
 from tests.broker.sockets_kit import BYTES_MAX, House, house
@@ -131,12 +131,12 @@ def half_peer(home: House) -> None:
 @pytest.mark.parametrize(
     ("stranger", "reason"),
     [
-        (null_peer, WRONG_MECHANISM),
-        (plain_peer, WRONG_MECHANISM),
-        (wrong_server_key, WRONG_MECHANISM),
+        (null_peer, NOT_CURVE),
+        (plain_peer, NOT_CURVE),
+        (wrong_server_key, NOT_CURVE),
         (wrong_key, NOT_AUTHORISED),
-        (http_peer, NOT_ZMTP),
-        (random_peer, NOT_ZMTP),
+        (http_peer, NOT_CURVE),
+        (random_peer, NOT_CURVE),
         (half_peer, UNFINISHED),
     ],
 )
@@ -151,7 +151,7 @@ def test_a_stranger_gets_nothing_is_told_of_and_costs_nobody_else(stranger, reas
         assert first_frames(home).frames == [b"before"]
 
         stranger(home)
-        reasons = {reason, UNFINISHED} if reason == WRONG_MECHANISM else {reason}
+        reasons = {reason, UNFINISHED} if reason == NOT_CURVE else {reason}
         arrivals = home.pump(lambda all_: refusals(all_).keys() & reasons)
         honest.send(b"after")
         arrivals += home.pump_for(FrontFrames)
@@ -167,9 +167,9 @@ def test_many_strangers_are_one_fact_with_a_count():
             with home.raw() as peer:
                 peer.sendall(b"GET / HTTP/1.1\r\n\r\n" + b"x" * 100)
 
-        arrivals = home.pump(lambda all_: refusals(all_).get(NOT_ZMTP, 0) >= 20)
+        arrivals = home.pump(lambda all_: refusals(all_).get(NOT_CURVE, 0) >= 20)
 
-        assert refusals(arrivals) == {NOT_ZMTP: 20}
+        assert refusals(arrivals) == {NOT_CURVE: 20}
         assert len(arrivals) <= 20
 
 

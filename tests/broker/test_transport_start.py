@@ -11,6 +11,7 @@ import sys
 import pytest
 import zmq
 
+from broker import transport
 from broker.arrivals import FrontFrames
 from broker.keys import CurvePair, new_curve_pair
 from broker.selftest import require_refusal
@@ -115,6 +116,13 @@ def test_the_fronts_carry_their_domain_and_it_is_enforced():
             assert station.socket.get_string(zmq.ZAP_DOMAIN).rstrip("\x00") == front
             assert station.socket.get(zmq.HANDSHAKE_IVL) == 2000
             assert station.socket.get(zmq.MAXMSGSIZE) == 4096 + 33
+
+
+def test_a_libzmq_below_the_floor_is_refused(monkeypatch):
+    """Where the library is older than the oldest without a known remote defect, nothing opens."""
+    monkeypatch.setattr(transport, "LIBZMQ_FLOOR", (*zmq.zmq_version_info()[:2], 99))
+    with run_directory() as directory, pytest.raises(TransportRefused, match=r"4\.3\.5"):
+        House(directory)
 
 
 def test_socket_files_are_the_owners_alone_whatever_the_umask():
