@@ -20,6 +20,7 @@ from broker.inventory import PluginRecord
 from broker.orchestrator.calls import Call, LoadedPlugin
 from broker.orchestrator.upgrades import (
     Upgrades,
+    approvers,
     is_approved,
     present_difference,
     registered_version,
@@ -346,7 +347,7 @@ class Administration:
         shown = request.version or record.enabled or record.highest
         loaded = state.plugins.get((record.plugin, shown))
         pending = present_difference(state, record, request.version or record.highest)
-        waits = pending is not None and pending.widens and not is_approved(record, pending)
+        waits = pending is not None and pending.widens and not is_approved(state, record, pending)
         state.send(origin, Plugin(
             request_id=request.request_id,
             plugin=record.plugin,
@@ -360,6 +361,9 @@ class Administration:
             grants=tuple(sorted(record.grants | self._ruled(record, loaded))),
             pending_diff=pending.document().decode() if pending else None,
             pending_diff_digest=pending.digest() if pending and waits else None,
+            pending_approvals=tuple(sorted(approvers(state, record, pending)))
+            if pending and waits else (),
+            approvals_required=state.policy.operators_required,
         ))
 
     def _ruled(self, record: PluginRecord, loaded: LoadedPlugin | None) -> set[str]:

@@ -29,6 +29,9 @@ export type DatasetKey = string;
 /** integer, 1 to 64 */
 export type Fault = number;
 
+/** The first 16 hex digits of the SHA-256 of a raw public key. `^[0-9a-f]{16}$` */
+export type KeyId = string;
+
 /** The identity of one ledger; the origin line of its checkpoints. `^omega-gateway/(production|development)/[0-9a-f]{16}$` */
 export type LogId = string;
 
@@ -545,7 +548,7 @@ export interface PluginEntry {
 
 /**
  * One plugin with everything an operator wants to see.
- * `manifest` is the RFC 8785 bytes that were signed, of the version asked for or else the enabled or else the highest one; `grants` are what it is granted, by request or, of what it asks for, by policy. `pending_diff` is the document `omega-difference/1` from the version enabled last to the one asked for or else the highest; while it waits for approval, `pending_diff_digest` is its SHA-256.
+ * `manifest` is the RFC 8785 bytes that were signed, of the version asked for or else the enabled or else the highest one; `grants` are what it is granted, by request or, of what it asks for, by policy. `pending_diff` is the document `omega-difference/1` from the version enabled last to the one asked for or else the highest; while it waits for approval, `pending_diff_digest` is its SHA-256 and `pending_approvals` names the operators' keys that approved it so far, of the `approvals_required` that policy asks for.
  */
 export interface Plugin {
   readonly type: "plugin";
@@ -557,6 +560,8 @@ export interface Plugin {
   readonly grants?: ReadonlyArray<CapabilityName>;
   readonly pending_diff?: string | null;
   readonly pending_diff_digest?: Sha256 | null;
+  readonly pending_approvals?: ReadonlyArray<KeyId>;
+  readonly approvals_required?: Count;
 }
 
 /** One registered version as a reader sees it. */
@@ -698,7 +703,7 @@ export interface Disabled {
   readonly previous?: VersionText | null;
 }
 
-/** The difference is approved. */
+/** The approval counts: `approvals` operators of `required` approved exactly this difference. */
 export interface Approved {
   readonly type: "approved";
   readonly request_id?: RequestId | null;
@@ -706,6 +711,8 @@ export interface Approved {
   readonly plugin: PluginId;
   readonly version: VersionText;
   readonly diff_digest: Sha256;
+  readonly approvals?: Count;
+  readonly required?: Count;
 }
 
 /** The grant holds from now on. */

@@ -25,6 +25,7 @@ from schemas.names import (
     CommitmentKey,
     Count,
     Domain,
+    KeyId,
     LogId,
     MethodName,
     Microseconds,
@@ -379,7 +380,8 @@ class Plugin(_Reply, tag="plugin", frozen=True, kw_only=True):
     or else the highest one; `grants` are what it is granted, by request or, of what it asks for, by
     policy. `pending_diff` is the document `omega-difference/1` from the version enabled last to the
     one asked for or else the highest; while it waits for approval, `pending_diff_digest` is its
-    SHA-256.
+    SHA-256 and `pending_approvals` names the operators' keys that approved it so far, of the
+    `approvals_required` that policy asks for.
     """
 
     plugin: PluginId
@@ -388,6 +390,8 @@ class Plugin(_Reply, tag="plugin", frozen=True, kw_only=True):
     grants: tuple[CapabilityName, ...] = ()
     pending_diff: str | None = None
     pending_diff_digest: Sha256 | None = None
+    pending_approvals: tuple[KeyId, ...] = ()
+    approvals_required: Count = 1
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -432,11 +436,13 @@ class Disabled(_Reply, tag="disabled", frozen=True, kw_only=True):
 
 
 class Approved(_Reply, tag="approved", frozen=True, kw_only=True):
-    """The difference is approved."""
+    """The approval counts: `approvals` operators of `required` approved exactly this difference."""
 
     plugin: PluginId
     version: VersionText
     diff_digest: Sha256
+    approvals: Count = 1
+    required: Count = 1
 
 
 class Granted(_Reply, tag="granted", frozen=True, kw_only=True):

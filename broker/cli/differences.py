@@ -74,12 +74,18 @@ def _show(found: Plugin, document: str, approved: Approved | None) -> None:
     difference, digest = _read(document), _digest(document)
     if found.pending_diff_digest not in (None, digest):
         raise CommandError(FAILURE, "the gateway sent a difference with another one's digest")
-    waits = found.pending_diff_digest is not None and approved is None
+    count, required = len(found.pending_approvals), found.approvals_required
+    if approved is not None:
+        count, required = approved.approvals, approved.required
+    waits = found.pending_diff_digest is not None and (approved is None or count < required)
     answer: dict[str, object] = {
         "plugin": found.plugin, "digest": digest, "waits": waits,
+        "approved_by": found.pending_approvals, "approvals": count, "required": required,
         "difference": msgspec.Raw(document.encode()),
     }
     state = "waits for approval" if waits else "approved"
+    if waits and required > 1:
+        state += f": {count} of {required} operators approved it"
     facts: list[tuple[str, object]] = [
         ("plugin", found.plugin),
         ("from", difference.before.version if difference.before else "a version that is damaged"),

@@ -81,9 +81,17 @@ def show_plugin(name: str, *, diff: bool) -> None:
         "versions": msgspec.to_builtins(found.versions),
         "grants": found.grants,
         "manifest": None if found.manifest is None else msgspec.Raw(found.manifest),
+        "pending": None if found.pending_diff_digest is None else {
+            "digest": found.pending_diff_digest, "approved_by": found.pending_approvals,
+            "required": found.approvals_required,
+        },
     }
     versions = [(one.version, one.state, one.publisher, one.registered_seq, one.bundle_sha256)
                 for one in found.versions]
+    pending = [] if found.pending_diff_digest is None else [
+        ("waits for approval", f"{found.pending_diff_digest}, {len(found.pending_approvals)} of "
+         f"{found.approvals_required}: {', '.join(found.pending_approvals) or 'nobody yet'}"),
+    ]
     tables = [Table(versions, ("version", "state", "publisher", "event", "bundle"))]
     if manifest is not None:
         methods = [
@@ -96,6 +104,7 @@ def show_plugin(name: str, *, diff: bool) -> None:
             ("description", manifest.description),
             ("capabilities", ", ".join(manifest.capabilities) or "none"),
             ("granted", ", ".join(found.grants) or "none"),
+            *pending,
         ]))
         tables.append(Table(methods, headers))
         files = [(name, file, path) for name, method in manifest.methods.items()

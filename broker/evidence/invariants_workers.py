@@ -282,9 +282,10 @@ def _approved(history: History, event: Event) -> Finding | None:
     if isinstance(fields, PluginApprove):
         return None if register is not None else ("a registered version", f"{plugin}@{version}")
     if fields.diff_sha256 is not None:
-        if history.approved.get((plugin, version, fields.diff_sha256)):
+        keys = history.approved.get((plugin, version, fields.diff_sha256), set())
+        if any(history.holds_role(key, "operator") for key in keys):
             return None
-        return f"plugin.approve of {fields.diff_sha256} before", "none"
+        return f"plugin.approve of {fields.diff_sha256} before, by a key that holds", "none"
     # Limits and schemas are in the manifest; what a ledger shows of it are the capabilities.
     before = history.versions.get((plugin, history.last_enabled.get(plugin, "")))
     if register is None or before is None:

@@ -3,7 +3,7 @@
 Rules this file keeps:
 - A version that was revoked, quarantined, damaged or whose publisher lost trust is never enabled;
   one that widens what its plugin may, against the version enabled last, only after exactly that
-  difference was approved. All of it is asked again at the switch.
+  difference was approved, by as many operators as policy asks for. It is asked anew at the switch.
 - Where a version serves, the next one takes over when a worker of its own was witnessed, in one
   event; until then and after every failure the one before serves on. What may happen meanwhile is
   `broker.lifecycle.UPGRADE`. A crash forgets an upgrade: nothing was switched.
@@ -231,7 +231,7 @@ class Upgrades:
     def _hindrance(self, entry: VersionRecord, record: PluginRecord) -> Misfit | None:
         """Say why a version may not serve now; None when it may."""
         return self._unfit(entry) or _unapproved(
-            record, widening_difference(self._state, record, entry.version)
+            self._state, record, widening_difference(self._state, record, entry.version)
         )
 
     def _unfit(self, entry: VersionRecord) -> Misfit | None:
@@ -295,15 +295,18 @@ class Upgrades:
         if hindrance is not None:
             _refuse(state, Asked(origin, request.request_id, request.known_size), hindrance)
             return
-        approvers = record.approvals.get((request.version, request.diff_digest), set())
-        again = origin.key_id in approvers
+        assert widening is not None
+        counted = approvers(state, record, widening)
+        again = origin.key_id in counted
         if not again:
             state.append(PluginApprove(plugin=request.plugin, version=request.version,
                                        diff_sha256=request.diff_digest, actor=origin.key_id))
         state.send(
             origin,
             Approved(request_id=request.request_id, plugin=request.plugin,
-                     version=request.version, diff_digest=request.diff_digest),
+                     version=request.version, diff_digest=request.diff_digest,
+                     approvals=len(counted | {origin.key_id}),
+                     required=state.policy.operators_required),
             receipt=not again, known_size=request.known_size,
         )
 
@@ -341,9 +344,22 @@ def widening_difference(state: State, record: PluginRecord, version: str) -> Dif
     return found if found is not None and found.widens else None
 
 
-def is_approved(record: PluginRecord, widening: Difference) -> bool:
-    """Say whether exactly this difference was approved by as many keys as it needs."""
-    return bool(record.approvals.get((widening.after.version, widening.digest())))
+def approvers(state: State, record: PluginRecord, widening: Difference) -> set[str]:
+    """Name the keys whose approval of exactly this difference counts: those of operators now.
+
+    One key is one approval, however often it was sent; a key that was revoked, rotated away or
+    removed since is none.
+    """
+    keys = record.approvals.get((widening.after.version, widening.digest()), set())
+    return {
+        key for key in keys - state.inventory.revoked_keys
+        if key in state.keys and state.keys[key].role == "operator"
+    }
+
+
+def is_approved(state: State, record: PluginRecord, widening: Difference) -> bool:
+    """Say whether as many operators approved exactly this difference as policy asks for."""
+    return len(approvers(state, record, widening)) >= state.policy.operators_required
 
 
 def _awaken(pool: Pool) -> None:
@@ -357,9 +373,12 @@ def _refuse(state: State, asked: Asked, why: Misfit) -> None:
                  known_size=asked.known_size)
 
 
-def _unapproved(record: PluginRecord, widening: Difference | None) -> Misfit | None:
-    if widening is None or is_approved(record, widening):
+def _unapproved(
+    state: State, record: PluginRecord, widening: Difference | None
+) -> Misfit | None:
+    if widening is None or is_approved(state, record, widening):
         return None
+    count, required = len(approvers(state, record, widening)), state.policy.operators_required
     places = [one.where for one in widening.changes if one.change in ("wider", "changed")]
     more = len(places) - _SHOWN_MAX
     name = f"{record.plugin}@{widening.after.version}"
@@ -367,7 +386,8 @@ def _unapproved(record: PluginRecord, widening: Difference | None) -> Misfit | N
         RefusalCode.APPROVAL_REQUIRED,
         f"against {record.last_enabled} it widens {', '.join(places[:_SHOWN_MAX])}"
         + (f" and {more} more" if more > 0 else "")
-        + f"; the difference has the digest {widening.digest()}",
+        + f"; the difference has the digest {widening.digest()}"
+        + (f", approved by {count} of {required} operators" if required > 1 else ""),
         "$.version",
         f"Look at it with omega-gateway plugins show {name} --diff, then "
         f"omega-gateway plugins approve {name} --digest {widening.digest()}",

@@ -19,6 +19,7 @@ from broker.gateway import Gateway
 from broker.inventory import Inventory
 from broker.ledger.errors import LedgerFailure
 from broker.policy import policy_digest
+from broker.reload import Settings
 from broker.state import Edge, KnownKey, State
 from schemas import codec
 from schemas.messages import (
@@ -79,7 +80,7 @@ CONFIG = msgspec.structs.replace(
         recycle_interval_ms=10_000, recycle_spacing_ms=1_000),
     workers=msgspec.structs.replace(CONFIG.workers, minutes_max=1),
 )
-OMEGA, OPERATOR = "a" * 16, "c" * 16
+OMEGA, OPERATOR, SECOND = "a" * 16, "c" * 16, "9" * 16
 HIDDEN = {"bytes", "plane", "bundle_sha256", "input_commitment", "output_commitment", "actor",
           "input_fingerprint", "output_fingerprint", "note_commitment", "message_commitment",
           "duration_us", "manifest_sha256", "signing_keys", "publisher", "api_version", "domain",
@@ -93,11 +94,12 @@ class Stage:
     def __init__(self) -> None:
         """Begin with an empty ledger and the two plugins' bundles at hand."""
         self.config = CONFIG
+        self.policy = Policy()
         self.clock = FakeClock()
         self.ledger = FakeLedger(self.clock)
         self.bundles = FakeBundles()
         self.trust = FakeTrust(FIRST, self.ledger)
-        self.names: dict[str, str] = {OMEGA: "omega", OPERATOR: "operator"}
+        self.names: dict[str, str] = {OMEGA: "omega", OPERATOR: "operator", SECOND: "second"}
         self.numbers = 0
         self.workers: list[str] = []
         self.inbox: dict[str, list[msgspec.Struct]] = {}
@@ -108,7 +110,8 @@ class Stage:
             "register": self.register, "enable": self.enable, "disable": self.disable,
             "approve": self.approve,
             "grant": self.grant, "take-back": self.take_back, "revoke": self.revoke,
-            "revoke-publisher": self.revoke_publisher,
+            "revoke-publisher": self.revoke_publisher, "revoke-client": self.revoke_client,
+            "forget-client": self.forget_client,
             "invoke": self.invoke, "pipeline": self.pipeline, "read": self.read,
             "leave": self.leave, "cancel": self.cancel,
             "ready": self.ready, "report": self.report, "answer": self.answer,
@@ -121,8 +124,8 @@ class Stage:
     def begin(self) -> None:
         """Start a process on the ledger that is there."""
         state = State(
-            config=self.config, policy=Policy(), trust=FIRST.trust, trust_sha256=FIRST.sha256,
-            policy_sha256=policy_digest(Policy()), inventory=Inventory(), plugins={},
+            config=self.config, policy=self.policy, trust=FIRST.trust, trust_sha256=FIRST.sha256,
+            policy_sha256=policy_digest(self.policy), inventory=Inventory(), plugins={},
             keys={key: KnownKey(key, role, key) for key, role in KEYS.items()},
             edge=Edge(new_incarnation=self.new_worker, new_nonce=lambda: b"n" * 16,
                       determinism_key=b"k" * 32, log_id=CONFIG.log_id),
@@ -192,6 +195,12 @@ class Stage:
             )
             state.policy = msgspec.structs.replace(state.policy, quotas=quotas)
             return []
+        if command == "operators":
+            # Policy wants as many operators' approvals, also after a restart.
+            self.policy = msgspec.structs.replace(
+                self.policy, operators_required=int(arguments[0]))
+            self.core.state.policy = self.policy
+            return []
         if command == "together":
             # Several arrivals of one turn, in this order.
             parts = " ".join(arguments).split(" then ")
@@ -257,9 +266,9 @@ class Stage:
         """Put a message on front.omega."""
         return FrontFrames(Origin("front.omega", OMEGA, b"o"), [codec.encode(message)])
 
-    def from_operator(self, message: msgspec.Struct) -> Arrival:
+    def from_operator(self, message: msgspec.Struct, key: str = OPERATOR) -> Arrival:
         """Put a message on front.admin."""
-        return FrontFrames(Origin("front.admin", OPERATOR, b"p"), [codec.encode(message)])
+        return FrontFrames(Origin("front.admin", key, b"p"), [codec.encode(message)])
 
     def register(self, plugin: str, version: str) -> Arrival:
         """An operator registers a version."""
@@ -275,9 +284,11 @@ class Stage:
         """An operator disables a plugin."""
         return self.from_operator(DisablePlugin(request_id=self.uuid(), plugin=plugin))
 
-    def approve(self, plugin: str, version: str, against: str) -> Arrival:
-        """An operator approves the difference of a version to another one."""
-        return self.from_operator(Approve(
+    def approve(
+        self, plugin: str, version: str, against: str, who: str = "operator"
+    ) -> Arrival:
+        """An operator, or the `second`, approves the difference of a version to another one."""
+        return self.from_operator(key=self.id_of(who), message=Approve(
             request_id=self.uuid(), plugin=plugin, version=version,
             diff_digest=difference_digest(plugin, against, version)))
 
@@ -302,6 +313,19 @@ class Stage:
             key_id = public_key_id(PUBLISHER_SEED)
         return self.from_operator(Revoke(request_id=self.uuid(), kind="publisher_key", id=key_id,
                                          reason="lost"))
+
+    def revoke_client(self, name: str) -> Arrival:
+        """An operator revokes a client's key."""
+        return self.from_operator(Revoke(request_id=self.uuid(), kind="client_key",
+                                         id=self.id_of(name), reason="lost"))
+
+    def forget_client(self, name: str) -> Arrival:
+        """A client's key is taken out of the home, and the home is read again."""
+        state = self.core.state
+        keys = {key: known for key, known in state.keys.items() if key != self.id_of(name)}
+        self.signals.settings = Settings(
+            state.config, state.policy, state.policy_sha256, keys)
+        return Readable(SIGNALS_FD)
 
     def set_trust(self, version: str, form: str, signer: str = "root") -> Arrival:
         """An operator sends a trust root of a form of `tests.simulation.trusts`; `signer` is `root`

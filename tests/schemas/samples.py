@@ -163,6 +163,8 @@ REPLIES: tuple[messages.Reply, ...] = (
         grants=("clock.read",),
         pending_diff="capabilities: + random.read",
         pending_diff_digest=DIGEST_B,
+        pending_approvals=(KEY_ID,),
+        approvals_required=2,
     ),
     messages.Validation(
         **_A,
@@ -181,7 +183,8 @@ REPLIES: tuple[messages.Reply, ...] = (
     messages.Registered(**_A, plugin="word-count", version="1.2.0", bundle_sha256=DIGEST_A),
     messages.Enabled(**_A, plugin="word-count", version="1.2.0", previous="1.1.0"),
     messages.Disabled(**_A, plugin="word-count", previous="1.2.0"),
-    messages.Approved(**_A, plugin="word-count", version="1.2.0", diff_digest=DIGEST_A),
+    messages.Approved(**_A, plugin="word-count", version="1.2.0", diff_digest=DIGEST_A,
+                      approvals=2, required=3),
     messages.Granted(**_A, plugin="word-count", capability="env.read:LANG"),
     messages.Revoked(**_A, kind="client_key", id=KEY_ID, ended=3),
     messages.Trust(**_A, version=2, sha256=DIGEST_A, publishers=("acme",)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from broker.config import GatewayConfig
+from broker.policy import policy_digest
 from schemas.events import (
     BreakerChange,
     Event,
@@ -18,11 +19,13 @@ from schemas.events import (
     InvokeAccept,
     InvokeEnd,
     InvokeRefuse,
+    KeyChange,
     PluginApprove,
     PluginDisable,
     PluginEnable,
     PluginQuarantine,
     PluginRegister,
+    PolicyChange,
     Revoke,
     TrustChange,
     WorkerAttest,
@@ -33,6 +36,7 @@ from schemas.events import (
 )
 from tests.simulation.clients import WIDER, difference_digest
 from tests.simulation.fakes import require
+from tests.simulation.settings import POLICY
 from tests.simulation.trusts import may_run
 
 OPERATOR_EVENTS = (
@@ -87,7 +91,10 @@ class Checks:
     granted: set[tuple[str, str]] = field(default_factory=set)
     enabled: dict[str, str] = field(default_factory=dict)
     last_enabled: dict[str, str] = field(default_factory=dict)
-    approved: set[tuple[str, str]] = field(default_factory=set)
+    approved: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    required: dict[str, int] = field(default_factory=lambda: {policy_digest(POLICY): 2})
+    operators: set[str] = field(default_factory=set)
+    operators_required: int = 0
     dead: set[tuple[str, str]] = field(default_factory=set)
     answers_due: dict[str, int] = field(default_factory=dict)
     untold: set[str] = field(default_factory=set)
@@ -150,8 +157,26 @@ class Checks:
         else:
             self._registry(event)
 
+    def _rules(self, fields: object) -> None:
+        """Who may approve, how many must, and which root is in force."""
+        if isinstance(fields, PolicyChange):
+            self.operators_required = self.required[fields.sha256]
+        elif isinstance(fields, KeyChange) and fields.role == "operator":
+            (self.operators.add if fields.action == "added" else self.operators.discard)(
+                fields.key_id)
+        elif isinstance(fields, Revoke) and fields.kind == "client_key":
+            self.operators.discard(fields.id)
+        elif isinstance(fields, TrustChange):
+            require(fields.version > self.trust[0], "the trust root did not rise")
+            require(fields.previous_sha256 == self.trust[1], "a trust root follows another")
+            require(fields.actor == "home" or self.roles.get(fields.actor) == "operator",
+                    "a trust root was changed by somebody else")
+            self.trust = fields.version, fields.sha256
+            self.trusted = may_run(fields.version)[fields.sha256]
+
     def _registry(self, event: Event) -> None:
         fields = event.fields
+        self._rules(fields)
         if isinstance(fields, GatewayDegraded):
             require(fields.degraded != self.low, "said twice that room is short, or is not")
             self.low = fields.degraded
@@ -171,13 +196,6 @@ class Checks:
         elif isinstance(fields, Revoke) and fields.kind == "grant":
             plugin, _, capability = fields.id.partition(" ")
             self.granted.discard((plugin, capability))
-        elif isinstance(fields, TrustChange):
-            require(fields.version > self.trust[0], "the trust root did not rise")
-            require(fields.previous_sha256 == self.trust[1], "a trust root follows another")
-            require(fields.actor == "home" or self.roles.get(fields.actor) == "operator",
-                    "a trust root was changed by somebody else")
-            self.trust = fields.version, fields.sha256
-            self.trusted = may_run(fields.version)[fields.sha256]
         elif isinstance(fields, PluginEnable):
             key = (fields.plugin, fields.version)
             require(key in self.registered and key not in self.dead, "enabled what may not be")
@@ -208,10 +226,11 @@ class Checks:
         if isinstance(fields, PluginApprove):
             require(fields.diff_sha256 == present,
                     "another difference was approved than the present one")
-            self.approved.add((fields.plugin, fields.diff_sha256))
+            self.approved.setdefault((fields.plugin, fields.diff_sha256), set()).add(fields.actor)
             return
         require(fields.diff_sha256 == present, "enabled for another difference")
-        require(not widens or (fields.plugin, present) in self.approved,
+        count = len(self.approved.get((fields.plugin, present or ""), set()) & self.operators)
+        require(not widens or count >= self.operators_required,
                 "a version that widens was enabled before its difference was approved")
 
     def _kill(self, plugin: str, version: str) -> None:

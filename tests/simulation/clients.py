@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 KEYS: dict[str, Role] = {
     "a" * 16: "omega", "b" * 16: "omega", "c" * 16: "operator", "d" * 16: "auditor",
+    "9" * 16: "operator",
 }
 PLUGINS = (("alpha", "1.0.0"), ("alpha", "1.1.0"), ("alpha", "1.2.0"), ("beta", "1.0.0"))
 WIDER = "1.2.0"
@@ -147,6 +148,7 @@ class Clients:
                 Revoke(request_id=ask, kind="grant", id=f"{plugin} clock.read", reason="test"),
                 *[Revoke(request_id=ask, kind="client_key", id="b" * 16, reason="test",
                          disconnect=self.random.random() < 0.5)] * 3,
+                Revoke(request_id=ask, kind="client_key", id="9" * 16, reason="test"),
                 Revoke(request_id=ask, kind="grant", id=f"{plugin} clock.read", reason="test",
                        disconnect=True),
                 Revoke(request_id=ask, kind="publisher_key", id="f" * 16, reason="test"),
@@ -154,7 +156,7 @@ class Clients:
         # A root under which little may run is soon followed by another.
         if self.random.random() < (0.04 if self.trust.present.trust.version % 2 else 0.3):
             choices = [self.other_trust(ask)]
-        key = "c" * 16 if self.random.random() < 0.85 else "d" * 16
+        key = self.random.choice(["c" * 16] * 5 + ["9" * 16] * 2 + ["d" * 16])
         return self.framed(key, codec.encode(self.random.choice(choices)))
 
     def other_trust(self, ask: str) -> SetTrust:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from random import Random
+
+import msgspec
+
 from broker.config import BreakerConfig, GatewayConfig, LimitsConfig, TimesConfig, WorkersConfig
+from broker.policy import policy_digest
+from broker.reload import Settings
+from broker.state import KnownKey
 from schemas.messages import Attestation, Usage
 from schemas.policy import PluginQuotas, Policy, Quotas
 
@@ -20,7 +27,7 @@ CONFIG = GatewayConfig(
                       presence_ms=700, presence_grace_ms=1_500),
     workers=WorkersConfig(crash_loop_max=3, calls_max=6),
 )
-POLICY = Policy(quotas=Quotas(
+POLICY = Policy(operators_required=2, quotas=Quotas(
     in_flight_max=5, calls_per_second_max=90, cpu_ms_per_window_max=40, window_ms=5_000,
     plugins={"alph*": PluginQuotas(queued_max=2, output_bytes_per_window_max=300, weight=3)},
 ))
@@ -33,3 +40,19 @@ ATTESTATION = Attestation(
     namespaces={"cgroup": 1, "ipc": 2, "mnt": 3, "net": 4, "pid": 5, "user": 6, "uts": 7},
     interpreter="3.11.7",
 )
+
+
+def other_settings(random: Random, keys: dict[str, KnownKey]) -> Settings:
+    """Make other settings: bounds, quotas and keys that somebody might come to write."""
+    keys = dict(keys)
+    if random.random() < 0.3:
+        keys.pop(random.choice(["b" * 16, "d" * 16, "9" * 16]))
+    quotas = msgspec.structs.replace(
+        POLICY.quotas, in_flight_max=random.randint(2, 6), weight=random.randint(1, 9),
+        plugins=random.choice(({}, POLICY.quotas.plugins)),
+    )
+    policy = msgspec.structs.replace(
+        POLICY, quotas=quotas, operators_required=random.randint(1, 2))
+    limits = msgspec.structs.replace(CONFIG.limits, queue_max=random.randint(1, 5))
+    return Settings(msgspec.structs.replace(CONFIG, limits=limits), policy,
+                    policy_digest(policy), keys)

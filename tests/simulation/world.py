@@ -80,7 +80,7 @@ from tests.simulation.fakes import (
 )
 from tests.simulation.openings import opening
 from tests.simulation.pasts import begin_with_past
-from tests.simulation.settings import ATTESTATION, CONFIG, POLICY, USAGE
+from tests.simulation.settings import ATTESTATION, CONFIG, POLICY, USAGE, other_settings
 from tests.simulation.trusts import FIRST
 
 
@@ -329,18 +329,9 @@ class World(Clients):
 
     def settings(self) -> Settings:
         """Make other settings: bounds, quotas and keys that somebody might come to write."""
-        keys = dict(known_keys())
-        if self.random.random() < 0.3:
-            keys.pop(self.random.choice(["b" * 16, "d" * 16]))
-        quotas = msgspec.structs.replace(
-            POLICY.quotas, in_flight_max=self.random.randint(2, 6),
-            weight=self.random.randint(1, 9), plugins=self.random.choice(
-                ({}, POLICY.quotas.plugins)),
-        )
-        policy = msgspec.structs.replace(POLICY, quotas=quotas)
-        limits = msgspec.structs.replace(CONFIG.limits, queue_max=self.random.randint(1, 5))
-        return Settings(msgspec.structs.replace(CONFIG, limits=limits), policy,
-                        policy_digest(policy), keys)
+        settings = other_settings(self.random, known_keys())
+        self.checks.required[settings.policy_sha256] = settings.policy.operators_required
+        return settings
 
     def ask(self, key: str, message: msgspec.Struct) -> FrontFrames:
         """Send a request at once in a turn of its own, as setup does."""
