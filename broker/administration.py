@@ -256,8 +256,9 @@ class Administration:
         for call in ended:
             self._end_revoked(call)
         for victim in victims:
-            for worker in list(state.fleet.pool(*victim).workers.values()):
-                self._workers.kill(worker, "revoked", failed=False)
+            for pool in state.fleet.pools_of(*victim):
+                for worker in list(pool.workers.values()):
+                    self._workers.kill(worker, "revoked", failed=False)
         if request.kind == "client_key":
             # The fold takes the event in later, so the key is named here too.
             front = front_of(state.keys[subject].role)

@@ -93,6 +93,15 @@ class WorkersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calls_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     minutes_max: Annotated[int, Meta(ge=1, le=10_080)] = 60
     pool_size: Annotated[int, Meta(ge=1, le=64)] = 4
+    replicas_max: Positive = 16
+
+
+class DeterminismConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which answers of a deterministic method wait for a second run: those of the first calls of
+    each method of a version, then a share of all."""
+
+    first_calls: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
+    share_permille: Annotated[int, Meta(ge=1, le=1000)] = 5
 
 
 class LedgerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,5 +136,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     times: TimesConfig = TimesConfig()
     workers: WorkersConfig = WorkersConfig()
     breaker: BreakerConfig = BreakerConfig()
+    determinism: DeterminismConfig = DeterminismConfig()
     ledger: LedgerConfig = LedgerConfig()
     log: LogConfig = LogConfig()

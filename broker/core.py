@@ -73,7 +73,7 @@ class Core:
         """Take the memory that the shell filled from the home and the ledger."""
         self.state = state
         self._invocations = Invocations(
-            state, start=self._start, step_ended=self._step_ended
+            state, start=self._start, foresee=self._foresee, step_ended=self._step_ended
         )
         self._pipelines = Pipelines(state, self._invocations)
         self._workers = Supervision(
@@ -95,6 +95,8 @@ class Core:
 
     def _left(self, worker: Worker, reason: str) -> None:
         self._upgrades.left(worker, reason)
+    def _foresee(self, pool: Pool) -> None:
+        self._workers.foresee(pool)
 
     def _step_ended(self, step_of: StepOf, result: StepResult) -> None:
         self._pipelines.step_ended(step_of, result)
@@ -166,10 +168,7 @@ class Core:
             elif kind == "pipeline":
                 self._pipelines.due(key)
             elif kind == "backoff":
-                plugin, _, version = key.partition("@")
-                pool = state.fleet.pool(plugin, version)
-                if pool.queue:
-                    self._workers.ensure(pool)
+                self._workers.ensure(state.fleet.named(key))
             elif kind == "stop":
                 self._stop()
             else:
@@ -352,7 +351,7 @@ class Core:
         return self._workers.bye(worker, message)
 
     def _served(self, worker: Worker, *, clean: bool) -> None:
-        pool = self.state.fleet.pool(worker.plugin, worker.version)
+        pool = self.state.fleet.pool_of(worker)
         if clean:
             pool.failures = 0
         self._invocations.dispatch(pool)

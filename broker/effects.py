@@ -17,6 +17,7 @@ from broker.trust.roots import Root
 from schemas.events import EventFields
 from schemas.manifest import Limits
 from schemas.messages import Reply, SetTrust, ToWorker
+from schemas.names import Purpose
 
 Front = Literal["front.omega", "front.admin"]
 
@@ -65,6 +66,7 @@ class Spawn(msgspec.Struct, frozen=True, gc=False):
     grants: tuple[str, ...]
     launcher: Literal["local", "external"]
     pool_size: int
+    role: Purpose
 
 
 class Kill(msgspec.Struct, frozen=True, gc=False):

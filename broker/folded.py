@@ -63,6 +63,7 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     workers: dict[str, tuple[str, str]]
     answers_seen: list[tuple[str, str, str, int]]
     answers_open: dict[str, tuple[str, str]]
+    answers_compared: dict[str, int]
     requests: dict[str, KeptRequests]
     stories: list[Story]
 
@@ -104,6 +105,7 @@ def fold_down(state: State, stories: list[Story], log_id: str, seq: int) -> byte
         workers=inventory.workers,
         answers_seen=[(*key, *seen) for key, seen in inventory.history.seen.items()],
         answers_open=inventory.history.open,
+        answers_compared=inventory.history.compared,
         requests={
             key_id: kept for key_id, window in sorted(state.windows.items())
             if (kept := window.kept()).ids
@@ -175,3 +177,4 @@ def restore_inventory(inventory: Inventory, folded: Folded) -> None:
     for surface, fingerprint, output, seq in folded.answers_seen:
         inventory.history.seen[surface, fingerprint] = Seen(output, seq)
     inventory.history.open.update(folded.answers_open)
+    inventory.history.compared.update(folded.answers_compared)

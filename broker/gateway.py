@@ -423,6 +423,7 @@ class Gateway:
             calls_max=workers.calls_max,
             minutes_max=workers.minutes_max,
             pool_size=effect.pool_size,
+            role=effect.role,
         )
         data = msgspec.json.encode(document)
         if effect.launcher == "external":

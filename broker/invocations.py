@@ -14,9 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from broker.effects import Origin
 from broker.lifecycle import CALL, GATEWAY, CallEvent
 from broker.orchestrator.calls import (
+    Answer,
     Call,
     Misfit,
     StepOf,
@@ -25,16 +28,18 @@ from broker.orchestrator.calls import (
     failure_words,
     fingerprint,
     input_misfit,
+    of_budget,
     output_digest,
     payload_bytes,
 )
 from broker.orchestrator.fleet import Pool
 from broker.orchestrator.gate import Gate
+from broker.orchestrator.replicas import Replicas, spent
 from broker.orchestrator.selection import serving_version
 from broker.state import State, refusal
 from schemas.codec import printable
 from schemas.denials import denied_hint
-from schemas.events import DeterminismMismatch, InvokeAccept, InvokeEnd, InvokeRefuse
+from schemas.events import InvokeAccept, InvokeEnd, InvokeRefuse
 from schemas.messages import (
     Abort,
     CallFailure,
@@ -71,16 +76,20 @@ class Ending(NamedTuple):
 
 
 class Invocations:
-    """Decides about calls. `start` asks for a worker, `step_ended` hears how steps ended."""
+    """Decides about calls. `start` asks for a worker, `foresee` for one that will be wanted,
+    `step_ended` hears how steps ended."""
 
     def __init__(
-        self, state: State, *, start: Callable[[Pool], None],
+        self, state: State, *, start: Callable[[Pool], None], foresee: Callable[[Pool], None],
         step_ended: Callable[[StepOf, StepResult], None],
     ) -> None:
         """Share the core's memory."""
         self._state = state
         self._start = start
         self._gate = Gate(state)
+        self._replicas = Replicas(
+            state, start=start, foresee=foresee, release=self._answer, withhold=self._withhold
+        )
         self._step_ended = step_ended
         self._key_of_end: dict[str, str] = {}
 
@@ -99,6 +108,7 @@ class Invocations:
 
     def recorded(self, end: InvokeEnd, seq: int) -> None:
         """Remember where an end lies, so that a duplicate can be told."""
+        self._replicas.recorded(end.request_id)
         key_id = self._key_of_end.pop(end.request_id, None)
         if key_id is not None:
             self._state.window(key_id).ended(end.request_id, seq)
@@ -173,6 +183,7 @@ class Invocations:
         self.dispatch(pool)
         if pool.queue:
             self._start(pool)
+        self._replicas.accepted(call)
         return None
 
     def full(self) -> Misfit | None:
@@ -215,6 +226,9 @@ class Invocations:
 
     def dispatch(self, pool: Pool) -> None:
         """Give waiting calls to workers that have room."""
+        if pool.role == "replica":
+            self._replicas.dispatch(pool)
+            return
         state = self._state
         while pool.queue:
             worker = pool.best()
@@ -249,7 +263,7 @@ class Invocations:
         if not self._leave(call, event):
             return False
         state = self._state
-        message, usage = ending.plugin_message, ending.usage
+        message, usage = ending.plugin_message, spent(call, ending.usage)
         self._gate.left(call, ending.code, usage, queued=reached == "queued")
         state.append(
             InvokeEnd(
@@ -261,6 +275,7 @@ class Invocations:
                 wall_ms=usage.wall_ms if usage else None,
                 max_rss_kb_upper_bound=usage.max_rss_kb_upper_bound if usage else None,
                 duration_us=state.now - call.arrived_us,
+                replica=call.replica.verdict if call.replica else None,
             )
         )
         told = refusal(
@@ -291,6 +306,7 @@ class Invocations:
                 state.later(worker.aborted[call.number], "abort", worker.incarnation)
                 state.order(worker.incarnation, Abort(call=call.number))
         call.state = "ended"
+        self._replicas.left(call)
         del state.calls[call.request_id]
         for waiting in state.starving:
             state.later(state.now, "pipeline", waiting)
@@ -300,6 +316,9 @@ class Invocations:
 
     def lost(self, call: Call, code: RefusalCode, sentence: str) -> None:
         """End a call that no worker can answer any more, or try an idempotent one once more."""
+        if call.replica is not None:
+            self._replicas.lost(call, call.replica, code)
+            return
         if code is RefusalCode.WORKER_LOST and self._tried_again(call):
             return
         outcome: Outcome = "lost" if code is RefusalCode.WORKER_LOST else "refused"
@@ -323,6 +342,9 @@ class Invocations:
         state.fleet.pool(call.plugin, call.version).queue.appendleft(call)
         return True
 
+    def _withhold(self, call: Call, code: RefusalCode) -> None:
+        self.finish(call, "failure", "refused", Ending(code))
+
     def end_revoked(self, call: Call) -> None:
         """End a call whose plugin, key or grant was taken back."""
         self.finish(call, "revoke", "revoked", Ending(RefusalCode.REVOKED))
@@ -332,6 +354,8 @@ class Invocations:
         call = self._state.calls.get(request_id)
         if call is not None and call.deadline_us <= self._state.now:
             self.finish(call, "deadline", "deadline", _TOO_LATE)
+        elif call is not None:
+            self._replicas.due(call)
 
     def presence_due(self, request_id: str) -> bool:
         """Tell a client that its call goes on; end the call when the client is gone for long.
@@ -373,11 +397,14 @@ class Invocations:
             state.refuse(origin, request.request_id, RefusalCode.REQUEST_UNKNOWN, where="$.target")
 
     def result(self, call: Call, message: CallResult) -> None:
-        """Hold a worker's output against the manifest and answer OMEGA."""
+        """Hold a worker's output against the manifest and answer OMEGA, or wait for a replica."""
+        if message.call != call.number:
+            self._replicas.answered(call, message)
+            return
         state = self._state
         payload, misfit = checked_output(call, message.payload)
         if misfit is not None:
-            code = _of_budget(call.step, call, misfit.code) if call.step else misfit.code
+            code = of_budget(call.step, call, misfit.code) if call.step else misfit.code
             self.finish(call, "failure", "refused", Ending(
                 code, misfit.sentence, misfit.where, used=misfit.used,
                 allowed=misfit.allowed, usage=message.usage,
@@ -387,26 +414,32 @@ class Invocations:
         output_fingerprint = None if call.input_fingerprint is None else fingerprint(
             state.edge.determinism_key, call.plugin, call.version, call.method, plain
         )
-        if output_fingerprint is not None and self._contradicts(call, output_fingerprint):
+        if output_fingerprint is not None and self._replicas.contradicts(call, output_fingerprint):
             self.finish(call, "failure", "refused", Ending(
                 RefusalCode.NONDETERMINISTIC_OUTPUT, usage=message.usage
             ))
             return
+        size = payload_bytes(payload)
+        usage = msgspec.structs.replace(message.usage, output_bytes=size)
+        answer = Answer(payload, plain, usage, output_fingerprint)
+        if not self._replicas.hold(call, answer):
+            self._answer(call, answer)
+
+    def _answer(self, call: Call, answer: Answer) -> None:
+        """Let an answer leave, if the table lets the call end this way."""
         if not self._leave(call, "result"):
             return
-        size = payload_bytes(payload)
-        usage = Usage(
-            cpu_ms=message.usage.cpu_ms, wall_ms=message.usage.wall_ms,
-            max_rss_kb_upper_bound=message.usage.max_rss_kb_upper_bound, output_bytes=size,
-        )
+        state, payload, plain = self._state, answer.payload, answer.plain
+        usage = spent(call, answer.usage) or answer.usage
         self._gate.left(call, None, usage, queued=False)
         state.append(
             InvokeEnd(
                 request_id=call.request_id, outcome="result", reached="answered",
                 incarnation=call.incarnation, output_kind=PAYLOAD_KINDS[type(payload)],
-                output_bytes=size,
+                output_bytes=usage.output_bytes,
                 output_commitment=commitment(call.commitment_key, "output", plain),
-                output_fingerprint=output_fingerprint,
+                output_fingerprint=answer.output_fingerprint,
+                replica=call.replica.verdict if call.replica else None,
                 cpu_ms=usage.cpu_ms, wall_ms=usage.wall_ms,
                 max_rss_kb_upper_bound=usage.max_rss_kb_upper_bound,
                 duration_us=state.now - call.arrived_us,
@@ -426,24 +459,14 @@ class Invocations:
             receipt=True, known_size=call.known_size,
         )
 
-    def _contradicts(self, call: Call, output_fingerprint: str) -> bool:
-        """Say, also to the ledger, whether an input gave something else before."""
-        seen = self._state.inventory.history.contradiction(call.request_id, output_fingerprint)
-        if seen is None:
-            return False
-        self._state.append(DeterminismMismatch(
-            request_id=call.request_id, plugin=call.plugin, version=call.version,
-            method=call.method, against="history", input_fingerprint=call.input_fingerprint or "",
-            output_fingerprint=output_fingerprint,
-            other_output_fingerprint=seen.output_fingerprint, other_seq=seen.seq,
-        ))
-        return True
-
     def failure(self, call: Call, message: CallFailure) -> None:
         """End a call as its worker says it failed."""
+        if message.call != call.number:
+            self._replicas.answered(call, message)
+            return
         code = RefusalCode(message.code)
         if call.step is not None and message.allowed is not None:
-            code = _of_budget(call.step, call, code)
+            code = of_budget(call.step, call, code)
         outcome: Outcome = "deadline" if code is RefusalCode.DEADLINE_EXCEEDED else "refused"
         sentence, where = failure_words(code, message.used, message.allowed)
         self.finish(call, "failure", outcome, Ending(
@@ -454,6 +477,8 @@ class Invocations:
     def progress(self, call: Call, message: CallProgress) -> None:
         """Pass a running call's word on how far it is."""
         state = self._state
+        if message.call != call.number:
+            return
         call.state = CALL[call.state, "progress"]
         spacing_us = 1_000_000 // state.config.limits.progress_per_s_max
         if call.told_us is not None and state.now - call.told_us < spacing_us:
@@ -472,13 +497,3 @@ class Invocations:
 
 _TOO_LATE = Ending(RefusalCode.DEADLINE_EXCEEDED)
 CLIENT_GONE = Ending(RefusalCode.CANCELLED, "its client is gone")
-
-
-def _of_budget(step: StepOf, call: Call, code: RefusalCode) -> RefusalCode:
-    """Say whether it was the pipeline's budget that was used up, and not the plugin's own limit."""
-    limits = call.loaded.manifest.limits
-    if (code is RefusalCode.CPU_LIMIT_EXCEEDED and step.cpu_ms_max < limits.cpu_ms) or (
-        code is RefusalCode.OUTPUT_LIMIT_EXCEEDED and step.output_bytes_max < limits.output_bytes
-    ):
-        return RefusalCode.BUDGET_EXCEEDED
-    return code

@@ -71,7 +71,8 @@ def take_settings(
                 worker.plugin, loaded.manifest.capabilities, state.policy, record.grants
             ).granted)
         if not set(worker.grants) <= granted:
-            for call in list(worker.calls.values()):
+            held = [one for one in state.calls.values() if one.incarnation == worker.incarnation]
+            for call in dict.fromkeys((*worker.calls.values(), *held)):
                 end_revoked(call)
             workers.kill(worker, "revoked", failed=False)
         else:

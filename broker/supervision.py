@@ -104,8 +104,8 @@ class Supervision:
     def ensure(self, pool: Pool) -> None:
         """Start a worker for calls that wait, unless one is coming or the back-off holds.
 
-        Where no more workers are allowed, the one that was idle for longest makes room. A gateway
-        that drains starts nothing: what waits for a worker ends.
+        Where no more workers are allowed, one that is idle makes room. A gateway that drains starts
+        nothing: what waits for a worker ends. What waits for a replica waits for no luck.
         """
         state = self._state
         if pool.expecting or not pool.queue:
@@ -113,18 +113,25 @@ class Supervision:
         if state.gateway != "serving":
             self.refuse_queue(pool, RefusalCode.DRAINING, "")
             return
-        retry_us = pool.not_before_us
-        if state.now >= retry_us and (
-            len(state.fleet.by_incarnation) >= state.config.limits.workers_max
-        ):
-            idle = state.fleet.longest_idle()
+        retry_us, idle = pool.not_before_us, None
+        if state.now >= retry_us and state.fleet.full(pool.role):
+            idle = state.fleet.longest_idle(pool.role)
             if idle is not None:
                 self.drain(idle)
             retry_us = state.now + state.config.times.backoff_ms_min * 1000
-        if state.now < retry_us:
-            state.later(retry_us, "backoff", f"{pool.plugin}@{pool.version}")
-            return
-        self.start(pool)
+        if state.now < retry_us and pool.role == "replica" and idle is None:
+            self.refuse_queue(pool, RefusalCode.WORKER_START_FAILED, "")
+        elif state.now < retry_us:
+            state.later(retry_us, "backoff", pool.name)
+        else:
+            self.start(pool)
+
+    def foresee(self, pool: Pool) -> None:
+        """Start a worker ahead of its first call, where there is room for it."""
+        state = self._state
+        held_back = state.gateway != "serving" or state.now < pool.not_before_us
+        if not (held_back or pool.expecting or state.fleet.full(pool.role)):
+            self.start(pool)
 
     def start(self, pool: Pool) -> Worker:
         """Start one more worker of a version, whatever there is already."""
@@ -134,7 +141,7 @@ class Supervision:
         granted = state.inventory.plugins[pool.plugin].grants
         grants = effective(pool.plugin, manifest.capabilities, state.policy, granted).granted
         launcher: Literal["local", "external"] = "local"
-        if pool.plugin in state.config.workers.external:
+        if pool.plugin in state.config.workers.external and pool.role == "primary":
             launcher = "external"
         worker = Worker(
             incarnation=state.edge.new_incarnation(),
@@ -142,8 +149,12 @@ class Supervision:
             version=pool.version,
             grants=tuple(grants),
             concurrency=manifest.limits.concurrency,
-            pool_size=state.fleet.pool_share(manifest.limits.concurrency),
+            pool_size=state.fleet.pool_share(
+                manifest.limits.concurrency if pool.role == "primary" else 1
+            ),
             started_us=state.now,
+            role=pool.role,
+            terms=f"{state.policy_sha256} {grants}",
         )
         state.fleet.add(worker)
         state.append(
@@ -166,6 +177,7 @@ class Supervision:
                 grants=worker.grants,
                 launcher=launcher,
                 pool_size=worker.pool_size,
+                role=pool.role,
             )
         )
         state.later(state.now + state.config.times.start_ms * 1000, "start", worker.incarnation)
@@ -266,7 +278,7 @@ class Supervision:
 
     def _routable(self, worker: Worker) -> None:
         """A worker may be given calls from now on, and the one that it replaces no more."""
-        pool = self._state.fleet.pool(worker.plugin, worker.version)
+        pool = self._state.fleet.pool_of(worker)
         for other in list(pool.workers.values()):
             if other.successor == worker.incarnation:
                 self.drain(other, "recycle")
@@ -285,7 +297,7 @@ class Supervision:
         if message.reason in NEVER_BEGAN:
             worker.exit_detail = f"{message.reason}: {message.detail}"[:1024]
             code = NEVER_BEGAN[message.reason]
-            pool = self._state.fleet.pool(worker.plugin, worker.version)
+            pool = self._state.fleet.pool_of(worker)
             self.gone(worker, "bye", message.reason)
             self.refuse_queue(pool, code, message.detail)
             return True
@@ -332,7 +344,7 @@ class Supervision:
         if not worker.step(event):
             return
         state.fleet.remove(worker)
-        pool = state.fleet.pool(worker.plugin, worker.version)
+        pool = state.fleet.pool_of(worker)
         state.append(
             WorkerExit(
                 incarnation=worker.incarnation,
@@ -363,8 +375,9 @@ class Supervision:
 
     def retire(self, pool: Pool) -> None:
         """A version takes no new call: its workers finish what they and the queue hold."""
-        pool.retiring = True
-        self.settle(pool)
+        for each in self._state.fleet.pools_of(pool.plugin, pool.version):
+            each.retiring = True
+            self.settle(each)
 
     def settle(self, pool: Pool) -> None:
         """Let a retiring version's workers go once nothing waits for them."""
@@ -395,9 +408,11 @@ class Supervision:
                     detail=detail,
                 )
             )
-        pool = state.fleet.pool(worker.plugin, worker.version)
-        self.refuse_queue(pool, RefusalCode.PLUGIN_QUARANTINED, "")
-        for each in (worker, *[one for one in pool.workers.values() if one is not worker]):
+        pools = list(state.fleet.pools_of(worker.plugin, worker.version))
+        for pool in pools:
+            self.refuse_queue(pool, RefusalCode.PLUGIN_QUARANTINED, "")
+        others = [one for pool in pools for one in pool.workers.values() if one is not worker]
+        for each in (worker, *others):
             self.kill(each, reason, code=RefusalCode.PLUGIN_QUARANTINED)
 
     # --- replacing ---
@@ -429,7 +444,7 @@ class Supervision:
         """Replace a worker, or look again when it may be replaced."""
         self.renew(worker)
         if worker.struck and worker.recycle is None and worker.state == "ready":
-            pool = self._state.fleet.pool(worker.plugin, worker.version)
+            pool = self._state.fleet.pool_of(worker)
             at_us = max(self._state.fleet.calm_us(pool), worker.renew_after_us, pool.not_before_us)
             if at_us > self._state.now:
                 self._state.later(at_us, "renew", worker.incarnation)
@@ -438,14 +453,14 @@ class Supervision:
         """Begin to replace a worker that is due: it serves until the new one is witnessed."""
         state = self._state
         reason = state.fleet.recycle_reason(worker, state.now)
-        pool = state.fleet.pool(worker.plugin, worker.version)
+        pool = state.fleet.pool_of(worker)
         if reason is None or worker.recycle is not None or worker.state != "ready":
             return
         if state.gateway != "serving" or pool.retiring:
             return
         if state.now < max(pool.not_before_us, worker.renew_after_us):
             return
-        if len(state.fleet.by_incarnation) > state.config.limits.workers_max:
+        if state.fleet.full(pool.role, above=1):
             # One successor may stand above the bound: a full host replaces one after the other.
             return
         if reason == "killed":

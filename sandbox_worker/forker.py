@@ -40,7 +40,7 @@ from sandbox_worker.probes import PROBES
 from schemas import remedies
 from schemas.launch import LaunchDocument
 from schemas.messages import Attestation
-from schemas.names import CapabilityName
+from schemas.names import CapabilityName, Purpose
 
 _FIRST_TO_GO = "1000"
 """See proc_pid_oom_score_adj(5)."""
@@ -219,7 +219,7 @@ def _start(launch: LaunchDocument, bundle: Bundle) -> Forker:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            env=_environment(bundle),
+            env=_environment(bundle, launch.role),
         )
     assert stub.stdin is not None
     forker = Forker(ours, 0, stub, os.pidfd_open(stub.pid))
@@ -287,10 +287,13 @@ def _offer_memory(pid: int) -> None:
     expect("memory score", held, remedies.OUTER)
 
 
-def _environment(bundle: Bundle) -> dict[str, str]:
-    """The zygote's whole environment. The hash seed is fixed when a method promises determinism."""
+def _environment(bundle: Bundle, role: Purpose) -> dict[str, str]:
+    """The zygote's whole environment. The hash seed is fixed when a method promises determinism,
+    and for a replica it is another one each time."""
     deterministic = any(method.deterministic for method in bundle.manifest.methods.values())
-    seed = 0 if deterministic else secrets.randbelow(2**32)
+    seed = secrets.randbelow(2**32)
+    if deterministic:
+        seed = 0 if role == "primary" else 1 + secrets.randbelow(2**32 - 1)
     homes = [os.path.dirname(os.path.dirname(os.path.abspath(path)))
              for path in (zygote.__file__, msgspec.__file__)]  # fmt: skip
     return {

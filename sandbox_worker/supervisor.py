@@ -119,7 +119,7 @@ class Supervisor:
         }
         self._send = send
         self._frames = CALL_FRAMES[bundle.manifest.domain]
-        self._terminal = Terminal(bundle.manifest.id)
+        self._terminal = Terminal(bundle.manifest.id, silent=launch.role == "replica")
         self.desk = Desk(folders, launch.grants, self._begin_handed, send)
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._next_number = _FIRST_NUMBER

@@ -21,11 +21,13 @@ _MORE = f"(printed more than {TEXT_LETTERS_MAX} letters; the rest is dropped, re
 
 
 class Terminal:
-    """Lines of one worker's calls. `plugin` is written before each."""
+    """Lines of one worker's calls. `plugin` is written before each; a `silent` one shows none,
+    since what a replica prints was printed before."""
 
-    def __init__(self, plugin: str) -> None:
+    def __init__(self, plugin: str, *, silent: bool = False) -> None:
         """Show nothing yet."""
         self._plugin = plugin
+        self._silent = silent
         self._open: dict[int, tuple[str, int]] = {}
 
     def take(self, number: int, text: str) -> None:
@@ -55,6 +57,8 @@ class Terminal:
             self._show(number, held)
 
     def _show(self, number: int, line: str) -> None:
+        if self._silent:
+            return
         for start in range(0, max(len(line), 1), _LINE_LETTERS_MAX):
             part = printable(line[start : start + _LINE_LETTERS_MAX])
             # With room for one page a write does not block; without, the line is lost.

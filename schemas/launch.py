@@ -22,6 +22,7 @@ from schemas.names import (
     Microseconds,
     ModuleName,
     PluginId,
+    Purpose,
     Sha256,
     VersionText,
 )
@@ -43,7 +44,8 @@ class LaunchDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `grant_values` are the value of a granted `env.read` and the folder of an `fs.read` or
     `artifact.read`. `modules` are those of the manifest that an operator approved, `packages` is
     where they lie.
-    `pool_size` is how many call processes may wait ahead of their calls.
+    `pool_size` is how many call processes may wait ahead of their calls. A worker whose `role` is
+    `replica` runs what a primary has answered, under another hash seed.
     """
 
     format: Literal["omega-launch/1"]
@@ -62,6 +64,7 @@ class LaunchDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calls_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     minutes_max: Annotated[int, Meta(ge=1, le=10_080)] = 60
     pool_size: Annotated[int, Meta(ge=0, le=64)] = 4
+    role: Purpose = "primary"
     artifact_bytes_max: Count = 64 * 1024 * 1024
     modules: Annotated[tuple[ModuleName, ...], Meta(max_length=64)] = ()
     packages: PackageFolder | None = None

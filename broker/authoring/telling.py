@@ -101,6 +101,10 @@ def _advise(refusal: Refusal, directory: str, method: str) -> None:
     elif code in _OUTPUTS:
         say(f"  write in plugin.py: a return of what {method}() promises behind its ->, or another "
             "promise there")
+    elif code == "nondeterministic_output":
+        say(f"  write in plugin.py: what {method}() returns in an order of its own, as sorted(...) "
+            "of what comes out of a set, and nothing made with hash() or id(); or do not promise "
+            "@method(deterministic=True)")
     elif code == "unknown_method":
         say(f"  write in plugin.py: @method() on the line above def {method}(context: ...)")
     elif code in _HINDERED:

@@ -59,9 +59,11 @@ FINAL: Final = ("call_result", "call_failure")
 
 @dataclass(slots=True)
 class Worker:
-    """One incarnation. `calls` were given to it and have no last word yet."""
+    """One incarnation. `calls` were given to it and have no last word yet; `purpose` is what it was
+    given them as."""
 
     start: WorkerStart
+    purpose: str = ""
     attested: bool = False
     witnessed: bool = False
     draining: bool = False
@@ -80,7 +82,8 @@ class Call:
     runs: list[FrameOut] = field(default_factory=list)
     progressed: bool = False
     results: list[str] = field(default_factory=list)
-    mismatched: bool = False
+    replica_said: str = ""
+    mismatched: str = ""
     client_gone: bool = False
 
 
@@ -338,7 +341,9 @@ class History:
             call.progressed = True
         if fields.type in FINAL:
             worker.calls.discard(fields.call)
-            if call is not None and fields.type == "call_result":
+            if call is not None and worker.purpose == "replica":
+                call.replica_said = fields.type
+            elif call is not None and fields.type == "call_result":
                 call.results.append(fields.peer)
 
     def _out(self, fields: FrameOut, _event: Event) -> None:
@@ -353,6 +358,7 @@ class History:
         elif fields.type == "probe":
             worker.asked += 1
         elif fields.type == "run":
+            worker.purpose = fields.purpose or ""
             if fields.call is not None:
                 worker.calls.add(fields.call)
             call = self.calls.get(fields.request_id or "")
@@ -412,8 +418,7 @@ class History:
     def _mismatch(self, fields: DeterminismMismatch, _event: Event) -> None:
         call = self.calls.get(fields.request_id)
         if call is not None:
-            call.mismatched = True
-
+            call.mismatched = fields.against
 
     def _breaker(self, fields: BreakerChange, event: Event) -> None:
         rest_us = (fields.retry_after_ms or 0) * 1000

@@ -220,8 +220,8 @@ def _ends(history: History, event: Event) -> Finding | None:
 @invariant(
     "AUD-06", "INV-PNP-01",
     "Plugin code runs for one open invocation only, once as primary, a second time if its worker "
-    "ended without an answer, and at most once as replica, on a worker of its version; every probe "
-    "belongs to a witness",
+    "ended without an answer, and after an answer at most once as replica, each on a worker of its "
+    "version that runs nothing else; every probe belongs to a witness",
     FrameOut, WorkerProbe,
 )
 def _runs(history: History, event: Event) -> Finding | None:
@@ -248,11 +248,13 @@ def _runs(history: History, event: Event) -> Finding | None:
     )
     if fields.purpose not in ("primary", "replica") or (fields.purpose in purposes and not again):
         return "one primary and at most one replica", f"{[*purposes, fields.purpose]}"
-    if fields.purpose == "replica" and (not purposes or call.accept.input_fingerprint is None):
-        return "a primary run of a deterministic method before a replica", "none"
+    if fields.purpose == "replica" and (not call.results or not call.accept.input_fingerprint):
+        return "an answer of a deterministic method before a replica", "none"
     own = call.accept.plugin, call.accept.version
     if worker is None or (worker.start.plugin, worker.start.version) != own:
         return f"a worker of {'@'.join(own)}", worker_words(worker)
+    if worker.purpose not in ("", fields.purpose):
+        return f"a worker that runs as {fields.purpose} only", f"it ran as {worker.purpose}"
     return None
 
 
@@ -304,7 +306,8 @@ def _reason_fault(history: History, call: Call, end: InvokeEnd) -> Finding | Non
 
 @invariant(
     "AUD-11", "INV-PNP-03",
-    "A deterministic method gives the same output for the same input, or none",
+    "A deterministic method gives the same output for the same input, or none, and what is said of "
+    "a second run is what came of it",
     InvokeAccept, InvokeEnd,
 )
 def _deterministic(history: History, event: Event) -> Finding | None:
@@ -319,16 +322,34 @@ def _deterministic(history: History, event: Event) -> Finding | None:
         return None
     assert isinstance(fields, InvokeEnd)
     call = history.calls.get(fields.request_id)
-    if call is None or fields.outcome != "result":
+    if call is None or fields.request_id in history.inherited:
+        return None
+    expected = _verdict(call)
+    if fields.replica not in expected:
+        return f"one of {[one or 'nothing' for one in expected]} of a second run", (
+            fields.replica or "nothing"
+        )
+    if fields.outcome != "result":
         return None
     if (call.accept.input_fingerprint is None) != (fields.output_fingerprint is None):
         return "fingerprints of input and output or of neither", "one of both"
-    if call.mismatched or fields.replica == "differed":
+    if call.mismatched:
         return "no result, because two outputs differed", "a result"
     before = history.outputs.get(output_key(call.accept))
     if before is not None and before[0] != fields.output_fingerprint:
         return f"the output {before[0]} of event {before[1]}", fields.output_fingerprint or "none"
     return None
+
+
+def _verdict(call: Call) -> tuple[str | None, ...]:
+    """Say what an end may say of a call's second run; without one it may have been wanted."""
+    if call.mismatched == "replica":
+        return ("differed",)
+    if call.replica_said == "call_result":
+        return ("agreed",)
+    if any(run.purpose == "replica" for run in call.runs):
+        return ("unverified",)
+    return ("unverified", None) if call.results and call.accept.input_fingerprint else (None,)
 
 
 @invariant(

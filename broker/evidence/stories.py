@@ -27,6 +27,10 @@ from schemas.events import (
     decode_event,
 )
 
+_SECOND_RUN: Final = {
+    "agreed": "the second run agreed", "differed": "the second run differed",
+    "unverified": "no second run to compare with",
+}
 _ANSWERS: Final = ("call_result", "call_failure")
 
 
@@ -157,6 +161,8 @@ def _end_words(end: InvokeEnd) -> str:
         words.append(f"{end.output_kind} of {end.output_bytes} bytes")
     if end.cpu_ms is not None:
         words.append(f"{end.cpu_ms} ms of processor")
+    if end.replica is not None:
+        words.append(_SECOND_RUN[end.replica])
     if end.used is not None and end.allowed is not None:
         words.append(f"used {end.used} of {end.allowed}")
     return ", ".join(words)

@@ -21,7 +21,7 @@ from broker.effects import Origin
 from broker.lifecycle import CallState
 from schemas.canonical import InvalidJson, JsonValue, check_canonical
 from schemas.manifest import Method, PayloadSpec, PluginManifest
-from schemas.messages import CallProgress, FromWorker
+from schemas.messages import CallProgress, FromWorker, Usage
 from schemas.names import TEXT_BYTES_MAX
 from schemas.payloads import (
     PAYLOAD_KINDS,
@@ -77,6 +77,35 @@ class StepOf(NamedTuple):
     output_bytes_max: int
 
 
+class Answer(NamedTuple):
+    """What a worker gave for a call and the manifest allows; `plain` is the payload's preimage."""
+
+    payload: Payload
+    plain: bytes
+    usage: Usage
+    output_fingerprint: str | None
+
+
+Verdict = Literal["agreed", "differed", "unverified"]
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """A call's second run, and the answer that waits for it until `until_us` at the latest.
+
+    `terms` are those of the worker that gave the answer; `incarnation` is None while it waits.
+    """
+
+    number: int
+    answer: Answer
+    held_us: int
+    until_us: int
+    terms: str
+    incarnation: str | None = None
+    usage: Usage | None = None
+    verdict: Verdict = "unverified"
+
+
 @dataclass(slots=True, eq=False)
 class Call:
     """One accepted invocation, from its acceptance to its end. Times are monotonic, in us."""
@@ -100,6 +129,8 @@ class Call:
     quotas: Quotas = NO_QUOTAS
     trying: bool = False
     retried: bool = False
+    replicate: bool = False
+    replica: Replica | None = None
     dispatched_us: int = 0
     told_us: int | None = None
     client_gone_us: int | None = None
@@ -289,6 +320,16 @@ def _reference_misfit(given: Payload, payload: Payload) -> Misfit | None:
     return Misfit(
         RefusalCode.OUTPUT_REFERENCE_UNKNOWN, "the output names a reference the input did not hold"
     )
+
+
+def of_budget(step: StepOf, call: Call, code: RefusalCode) -> RefusalCode:
+    """Say whether it was the pipeline's budget that was used up, and not the plugin's own limit."""
+    limits = call.loaded.manifest.limits
+    if (code is RefusalCode.CPU_LIMIT_EXCEEDED and step.cpu_ms_max < limits.cpu_ms) or (
+        code is RefusalCode.OUTPUT_LIMIT_EXCEEDED and step.output_bytes_max < limits.output_bytes
+    ):
+        return RefusalCode.BUDGET_EXCEEDED
+    return code
 
 
 _FIGURES = {

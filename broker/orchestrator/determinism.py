@@ -8,7 +8,7 @@ It leaves withholding to `broker.invocations`. Source: specification INV-PNP-03.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Final, NamedTuple
 
 from schemas.events import InvokeAccept, InvokeEnd
@@ -32,11 +32,12 @@ class History:
         self._entries_max = entries_max
         self.seen: OrderedDict[tuple[str, str], Seen] = OrderedDict()
         self.open: dict[str, tuple[str, str]] = {}
+        self.compared: Counter[str] = Counter()
 
     def accepted(self, fields: InvokeAccept) -> None:
         """Take in that a call was accepted: its method and its input's fingerprint."""
         if fields.input_fingerprint is not None:
-            surface = f"{fields.plugin}@{fields.version} {fields.method}"
+            surface = surface_of(fields.plugin, fields.version, fields.method)
             self.open[fields.request_id] = surface, fields.input_fingerprint
 
     def ended(self, fields: InvokeEnd, seq: int) -> None:
@@ -44,6 +45,7 @@ class History:
         key = self.open.pop(fields.request_id, None)
         if key is None or fields.output_fingerprint is None or fields.outcome != "result":
             return
+        self.compared[key[0]] += fields.replica is not None
         if key in self.seen:
             self.seen.move_to_end(key)
             return
@@ -58,3 +60,8 @@ class History:
         if seen is None or seen.output_fingerprint == output_fingerprint:
             return None
         return seen
+
+
+def surface_of(plugin: str, version: str, method: str) -> str:
+    """Name a method of a version, whose answers are held against each other."""
+    return f"{plugin}@{version} {method}"

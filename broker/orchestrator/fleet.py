@@ -17,6 +17,7 @@ from typing import Literal
 from broker.config import LimitsConfig, TimesConfig, WorkersConfig
 from broker.lifecycle import WORKER, WorkerEvent, WorkerState
 from broker.orchestrator.calls import Call
+from schemas.names import Purpose
 
 RecycleReason = Literal["calls", "minutes", "killed", "upgrade", "operator"]
 
@@ -27,6 +28,7 @@ class Worker:
 
     `outgrown`: its plugin was granted more since it began. `struck`: its plugin's code brought a
     call process down, and may have learnt the zygote's layout by it.
+    `role` is what it runs calls as; `terms` tells apart what it was handed at its start.
     `nonce` is that of a probe that is not answered yet, else empty; `witness_us` is when its report
     is late, or when the next probe is due.
     """
@@ -38,6 +40,8 @@ class Worker:
     concurrency: int
     pool_size: int
     started_us: int
+    role: Purpose = "primary"
+    terms: str = ""
     state: WorkerState = "starting"
     pid: int | None = None
     calls: dict[int, Call] = field(default_factory=dict)
@@ -76,7 +80,7 @@ class Worker:
 
 @dataclass(slots=True)
 class Pool:
-    """One version's workers, its waiting calls, and its luck with starting.
+    """One version's workers in one role, what waits for them, and the luck with starting them.
 
     `retiring`: the version takes no new call; what waits is still served, then its workers drain.
     `calm_us`: no worker is replaced because it was struck before this time. `service_us` is the
@@ -85,6 +89,7 @@ class Pool:
 
     plugin: str
     version: str
+    role: Purpose = "primary"
     workers: dict[str, Worker] = field(default_factory=dict)
     queue: deque[Call] = field(default_factory=deque)
     failures: int = 0
@@ -101,6 +106,11 @@ class Pool:
             if room > most:
                 best, most = worker, room
         return best
+
+    @property
+    def name(self) -> str:
+        """What a timer knows it by."""
+        return f"{self.plugin}@{self.version}@{self.role}"
 
     @property
     def expecting(self) -> bool:
@@ -120,7 +130,7 @@ class Fleet:
         self._limits = limits
         self._times = times
         self._config = workers
-        self.pools: dict[tuple[str, str], Pool] = {}
+        self.pools: dict[tuple[str, str, str], Pool] = {}
         self.by_incarnation: dict[str, Worker] = {}
         self._calm_us = 0
 
@@ -132,27 +142,39 @@ class Fleet:
         self._times = times
         self._config = workers
 
-    def pool(self, plugin: str, version: str) -> Pool:
-        """Give the pool of one version."""
-        key = (plugin, version)
+    def pool(self, plugin: str, version: str, role: Purpose = "primary") -> Pool:
+        """Give the pool of one version's workers in one role."""
+        key = (plugin, version, role)
         pool = self.pools.get(key)
         if pool is None:
-            pool = self.pools[key] = Pool(plugin, version)
+            pool = self.pools[key] = Pool(plugin, version, role)
         return pool
 
-    def pools_of(self, plugin: str) -> Iterator[Pool]:
-        """Give every pool of one plugin."""
-        return (pool for (name, _), pool in list(self.pools.items()) if name == plugin)
+    def pool_of(self, worker: Worker) -> Pool:
+        """Give the pool that a worker belongs to."""
+        return self.pool(worker.plugin, worker.version, worker.role)
+
+    def named(self, name: str) -> Pool:
+        """Give the pool that a timer names, see `Pool.name`."""
+        plugin, version, role = name.split("@")
+        return self.pool(plugin, version, "replica" if role == "replica" else "primary")
+
+    def pools_of(self, plugin: str, version: str | None = None) -> Iterator[Pool]:
+        """Give every pool of one plugin, or of one version of it."""
+        return (
+            pool for pool in list(self.pools.values())
+            if pool.plugin == plugin and version in (None, pool.version)
+        )
 
     def add(self, worker: Worker) -> None:
         """Take a new incarnation in."""
         self.by_incarnation[worker.incarnation] = worker
-        self.pool(worker.plugin, worker.version).workers[worker.incarnation] = worker
+        self.pool_of(worker).workers[worker.incarnation] = worker
 
     def remove(self, worker: Worker) -> None:
         """Forget an incarnation that is gone."""
         self.by_incarnation.pop(worker.incarnation, None)
-        self.pool(worker.plugin, worker.version).workers.pop(worker.incarnation, None)
+        self.pool_of(worker).workers.pop(worker.incarnation, None)
 
     def pool_share(self, concurrency: int) -> int:
         """Say how many call processes a new worker may have waiting, of those the host may hold.
@@ -176,13 +198,31 @@ class Fleet:
             wait_ms = self._times.backoff_ms_max
         pool.not_before_us = now_us + wait_ms * 1000
 
-    def longest_idle(self) -> Worker | None:
-        """Give the ready worker that has had nothing to do for longest, or None."""
+    def full(self, role: Purpose, *, above: int = 0) -> bool:
+        """Say whether no further worker in a role may be started: of all, and of replicas.
+
+        Args:
+            role: what it would run calls as.
+            above: how many may stand above the bound, 1 for a successor.
+        """
+        workers = self.by_incarnation.values()
+        return len(workers) >= self._limits.workers_max + above or (
+            role == "replica"
+            and sum(one.role == role for one in workers) >= self._config.replicas_max + above
+        )
+
+    def longest_idle(self, role: Purpose) -> Worker | None:
+        """Give the idle worker that makes room for one in a role, or None.
+
+        A replica goes before any primary and makes room for whoever comes; among equals it is the
+        one that has had nothing to do for longest.
+        """
         idle = [
             worker for worker in self.by_incarnation.values()
             if worker.state == "ready" and not worker.calls and not worker.aborted
+            and role in ("primary", worker.role)
         ]
-        return min(idle, key=lambda worker: worker.called_us, default=None)
+        return min(idle, key=lambda one: (one.role == "primary", one.called_us), default=None)
 
     def in_crash_loop(self, pool: Pool, now_us: int) -> bool:
         """Say whether the cap is reached and the last back-off is not over."""
@@ -196,7 +236,7 @@ class Fleet:
             return "calls"
         if now_us - worker.started_us >= self._config.minutes_max * 60_000_000:
             return "minutes"
-        if worker.struck and now_us >= self.calm_us(self.pool(worker.plugin, worker.version)):
+        if worker.struck and now_us >= self.calm_us(self.pool_of(worker)):
             return "killed"
         return None
 
@@ -206,10 +246,11 @@ class Fleet:
         A plugin can have itself struck in every call, and a start costs as much as hundreds of
         calls: so once per interval for one version, and with some space over the whole host.
         """
-        return max(pool.calm_us, self._calm_us)
+        return max(self.pool(pool.plugin, pool.version).calm_us, self._calm_us)
 
     def replaced_struck(self, pool: Pool, now_us: int) -> None:
         """Note that a struck worker is being replaced."""
-        pool.calm_us = now_us + self._times.recycle_interval_ms * 1000
+        version = self.pool(pool.plugin, pool.version)
+        version.calm_us = now_us + self._times.recycle_interval_ms * 1000
         self._calm_us = now_us + self._times.recycle_spacing_ms * 1000
 

@@ -142,7 +142,8 @@ class Gate:
         if code is None:
             failed = False
             pool = state.fleet.pool(call.plugin, call.version)
-            took_us = state.now - call.dispatched_us
+            answered_us = call.replica.held_us if call.replica else state.now
+            took_us = answered_us - call.dispatched_us
             pool.service_us += (took_us - pool.service_us) // 8 if pool.service_us else took_us
         enabled = state.inventory.enabled(call.plugin)
         if enabled is None or enabled.version != call.version:

@@ -176,7 +176,7 @@ class Upgrades:
         """A worker was witnessed: the version that awaited it takes over, if it still may."""
         state = self._state
         upgrade = self._under_way.get(pool.plugin)
-        if upgrade is None or upgrade.version != pool.version:
+        if upgrade is None or (upgrade.version, "primary") != (pool.version, pool.role):
             return
         record = state.inventory.plugins[pool.plugin]
         entry = record.versions[pool.version]
@@ -265,7 +265,11 @@ class Upgrades:
             Disabled(request_id=request.request_id, plugin=request.plugin, previous=previous),
             receipt=True, known_size=request.known_size,
         )
-        self._workers.retire(state.fleet.pool(request.plugin, previous))
+        self._retire(request.plugin, previous)
+
+    def _retire(self, plugin: str, version: str) -> None:
+        for pool in self._state.fleet.pools_of(plugin, version):
+            self._workers.retire(pool)
 
     # --- approvals ---
 

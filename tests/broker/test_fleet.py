@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from broker.config import LimitsConfig, TimesConfig, WorkersConfig
 from broker.orchestrator.fleet import Fleet, Worker
+from schemas.names import Purpose
 
 
 def fleet_of(warm_max: int, workers_max: int, pool_size: int) -> Fleet:
@@ -15,11 +16,11 @@ def fleet_of(warm_max: int, workers_max: int, pool_size: int) -> Fleet:
     return Fleet(TimesConfig(), WorkersConfig(pool_size=pool_size), limits)
 
 
-def add(fleet: Fleet, name: str, concurrency: int) -> Worker:
+def add(fleet: Fleet, name: str, concurrency: int, role: Purpose = "primary") -> Worker:
     """Start a worker of its own plugin, as the broker does."""
     worker = Worker(
         incarnation=name, plugin=name, version="1.0.0", grants=(), concurrency=concurrency,
-        pool_size=fleet.pool_share(concurrency), started_us=0,
+        pool_size=fleet.pool_share(concurrency), started_us=0, role=role,
     )  # fmt: skip
     fleet.add(worker)
     return worker
@@ -70,3 +71,29 @@ def test_the_first_get_what_they_ask_for_and_the_last_one_process() -> None:
 
     assert shares == [4, 1, 1, 1, 1, 1, 1, 1, 1]
     assert sum(shares) == 12
+
+
+def test_replicas_are_bounded_by_their_own_number() -> None:
+    """One of two replicas leaves room for another, two do not; a primary is still let in."""
+    limits = LimitsConfig(workers_max=4)
+    fleet = Fleet(TimesConfig(), WorkersConfig(replicas_max=2), limits)
+    full = []
+    for name in ("first", "second"):
+        full.append(fleet.full("replica"))
+        add(fleet, name, 1, "replica")
+
+    assert [*full, fleet.full("replica"), fleet.full("primary")] == [False, False, True, False]
+
+
+def test_a_replica_makes_room_before_any_primary() -> None:
+    """Whoever wants room gets it from an idle replica first; a replica gets it from none else."""
+    fleet = fleet_of(12, 8, 4)
+    primary, replica = add(fleet, "one", 1), add(fleet, "two", 1, "replica")
+    primary.state = replica.state = "ready"
+    primary.called_us, replica.called_us = 1, 2
+
+    assert fleet.longest_idle("primary") is replica
+    assert fleet.longest_idle("replica") is replica
+    fleet.remove(replica)
+    assert fleet.longest_idle("primary") is primary
+    assert fleet.longest_idle("replica") is None

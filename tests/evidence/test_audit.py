@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from broker.evidence import audit as audit_file
@@ -20,7 +21,10 @@ from broker.evidence.verify import verify_directory
 from schemas.events import (
     BreakerChange,
     DeterminismMismatch,
+    EventFields,
     FrameDrop,
+    FrameIn,
+    FrameOut,
     GrantChange,
     InvokeEnd,
     InvokeRefuse,
@@ -68,6 +72,25 @@ from tests.ledger.conftest import VERIFIER_KEY
 
 RIGHT = right()
 RECOVERY = LedgerRecovery(torn_bytes=0, checkpoint_size=0, events_after_checkpoint=0)
+SECOND = "2" * 32
+
+
+def of_second(fields: EventFields, **members: object) -> EventFields:
+    """Give an event of a worker as one of the second worker, which runs replicas."""
+    name = "peer" if isinstance(fields, FrameIn | FrameOut) else "incarnation"
+    return msgspec.structs.replace(fields, **{name: SECOND, **members})
+
+
+COMES = ("start", "ready", "attest", "order probe", "report", "probe")
+COMPARED = put(RIGHT, "result 1", **{f"{name}_b": of_second(RIGHT[name]) for name in COMES})
+COMPARED = put(COMPARED, "answer 2", run_b=of_second(RIGHT["run 2"], call=9, purpose="replica"),
+               answer_b=of_second(RIGHT["answer 2"], call=9))
+COMPARED = put(COMPARED, "exit", exit_b=of_second(RIGHT["exit"], calls=1))
+COMPARED = changed(COMPARED, "end 2", replica="agreed")
+"""The right story with a second run of the second call, in a worker of its own."""
+DIFFERS = DeterminismMismatch(
+    request_id=request(2), plugin=PLUGIN, version=VERSION, method="count", against="replica",
+    input_fingerprint=DIGEST, output_fingerprint=DIGEST, other_output_fingerprint=OTHER)
 
 
 class Broken(NamedTuple):
@@ -170,7 +193,13 @@ BROKEN = [
         RIGHT, "asks cancel", "abort 3", "end 3", "refusal 3", "cancelled")),
     Broken("AUD-06", "again", put(RIGHT, "run 1", again=ordered("run", 9, 1))),
     Broken("AUD-06", "twin", put(RIGHT, "result 1", twin=ordered("run", 9, 1))),
-    Broken("AUD-06", "run 3", changed(RIGHT, "run 3", purpose="replica")),
+    Broken("AUD-06", "run 3", changed(changed(RIGHT, "run 3", purpose="replica"), "end 3",
+                                      replica="unverified")),
+    Broken("AUD-06", "run b", changed(changed(COMPARED, "run b", peer=WORKER), "answer b",
+                                      peer=WORKER)),
+    Broken("AUD-06", "twin", put(COMPARED, "answer b", twin=msgspec.structs.replace(
+        COMPARED["run b"], call=10))),
+    Broken("AUD-06", "early", put(without(COMPARED, "run b"), "run 2", early=COMPARED["run b"])),
     Broken("AUD-06", "order probe", put(
         without(RIGHT, "order probe"), "start", order_probe=ordered("probe"))),
     Broken("AUD-06", "probe", without(RIGHT, "report")),
@@ -211,6 +240,14 @@ BROKEN = [
     Broken("AUD-18", "enable 2", put(RIGHT, "enabled", **upgraded(("clock.read",), OTHER))),
     Broken("AUD-18", "enable 2", put(RIGHT, "enabled", **upgraded(
         ("clock.read", "random.read"), OTHER, approve=DIGEST))),
+    Broken("AUD-11", "end 2", changed(COMPARED, "end 2", replica=None)),
+    Broken("AUD-11", "end 2", changed(COMPARED, "end 2", replica="unverified")),
+    Broken("AUD-11", "end 2", changed(COMPARED, "answer b", type="call_failure")),
+    Broken("AUD-11", "end 2", changed(RIGHT, "end 2", replica="agreed")),
+    Broken("AUD-11", "end 3", changed(RIGHT, "end 3", replica="unverified")),
+    Broken("AUD-11", "end 2", put(COMPARED, "answer b", differs=DIFFERS)),
+    Broken("AUD-11", "end 2", changed(put(COMPARED, "answer b", differs=DIFFERS), "end 2",
+                                      replica="differed")),
     Broken("AUD-12", "start", changed(RIGHT, "start", grants=("env.read:HOME",))),
     Broken("AUD-12", "more", put(RIGHT, "enabled", **asked("grant", "granted", GrantChange(
         action="granted", plugin=PLUGIN, capability="net.connect", actor=OPERATOR)))),
@@ -280,6 +317,11 @@ def test_a_right_story_breaks_nothing_and_asks_everything(folder):
     assert [verdict for verdict in report.verdicts if not verdict.ok] == []
     assert (report.ok, report.events, report.open) == (True, len(RIGHT), 0)
     assert all(verdict.asked for verdict in report.verdicts)
+
+
+def test_a_second_run_that_agrees_breaks_nothing(folder):
+    """A replica in a worker of its own, after the answer and before the end, is as it must be."""
+    assert audited(COMPARED, folder).ok
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda one: f"{one.invariant} {one.at}")

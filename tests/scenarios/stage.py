@@ -13,6 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from broker.arrivals import Arrival, FrontFrames, Readable, WorkerDisconnected, WorkerFrames
+from broker.config import DeterminismConfig
 from broker.core import Core
 from broker.effects import Origin
 from broker.gateway import Gateway
@@ -79,6 +80,9 @@ CONFIG = msgspec.structs.replace(
         CONFIG.times, drain_ms=2_000, witness_interval_ms=2_500, witness_ms=1_200,
         recycle_interval_ms=10_000, recycle_spacing_ms=1_000),
     workers=msgspec.structs.replace(CONFIG.workers, minutes_max=1),
+    limits=msgspec.structs.replace(CONFIG.limits, workers_max=2),
+    # Less than a file may say: most transcripts are about something else.
+    determinism=DeterminismConfig(first_calls=0, share_permille=0),
 )
 OMEGA, OPERATOR, SECOND = "a" * 16, "c" * 16, "9" * 16
 HIDDEN = {"bytes", "plane", "bundle_sha256", "input_commitment", "output_commitment", "actor",
@@ -179,6 +183,12 @@ class Stage:
             changes = {key: int(value) for key, value in (one.split("=") for one in arguments)}
             times = msgspec.structs.replace(self.config.times, **changes)
             self.config = msgspec.structs.replace(self.config, times=times)
+            return self.restart()
+        if command == "compare":
+            # Before anything else: first calls, or a share of all, wait for a second run.
+            changes = {key: int(value) for key, value in (one.split("=") for one in arguments)}
+            changed = msgspec.structs.replace(self.config.determinism, **changes)
+            self.config = msgspec.structs.replace(self.config, determinism=changed)
             return self.restart()
         if command == "latch":
             self.ledger.fail_at = self.ledger.commits + 1
@@ -442,9 +452,10 @@ class Stage:
         self, worker: str, name: str, value: str = "7", fault: str = "0"
     ) -> Arrival:
         """A worker answers a call it was given, or the number another worker was given."""
-        holder = next(self.names[incarnation] for incarnation, orders in self.inbox.items()
-                      if any(isinstance(order, Run) and order.request_id == self.id_of(name)
-                             for order in orders))
+        holders = [self.names[incarnation] for incarnation, orders in self.inbox.items()
+                   if any(isinstance(order, Run) and order.request_id == self.id_of(name)
+                          for order in orders)]
+        holder = worker if worker in holders else holders[0]
         return self.says(worker, CallResult(
             call=self.call_of(holder, name), usage=USAGE, fault=int(fault) or None,
             payload=JSONPayload(b'{"value":%b}' % value.encode())))

@@ -78,6 +78,11 @@ EFFECTS: dict[str, Effect] = {
     "workers.crash_loop_max": Effect(
         1, 9, "worker_crash_loop", ("invoke r1 alpha", "exit w1", "invoke r2 alpha")),
     "workers.calls_max": Effect(1, 99, "worker.start", READY),
+    "determinism.first_calls": Effect(
+        2, 1, "purpose=replica",
+        ("invoke r1 alpha", "ready w1", "ready w1", "ready w2", "ready w2", "answer w1 r1",
+         "answer w2 r1", "invoke r2 alpha", "answer w1 r2")),
+    "determinism.share_permille": Effect(1000, 1, "incarnation=w2", ("invoke r1 alpha",)),
 }
 SHOWN: dict[str, str] = {
     "omega.high_water_mark": "tests/broker/test_transport.py",
@@ -92,6 +97,7 @@ SHOWN: dict[str, str] = {
     "ledger.low_space_bytes": "tests/ledger/test_space.py",
     "workers.minutes_max": "tests/scenarios/recycle_after_minutes.txt",
     "workers.pool_size": "tests/broker/test_fleet.py",
+    "workers.replicas_max": "tests/broker/test_fleet.py",
     "breaker.consecutive_max": "tests/broker/test_breaker.py",
     "breaker.window_calls": "tests/broker/test_breaker.py",
     "breaker.failure_permille_max": "tests/broker/test_breaker.py",

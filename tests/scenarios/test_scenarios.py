@@ -56,4 +56,6 @@ def test_there_is_a_transcript_for_each_race() -> None:
         "race_revoke_in_flight", "race_disable_in_flight", "race_upgrade_in_flight",
         "race_latch_with_sends_queued", "race_crash_after_commit", "race_upgrade_and_disable",
         "race_upgrade_and_another", "race_upgrade_and_revoke", "race_upgrade_and_crash",
+        "race_replica_and_cancel", "race_replica_and_deadline", "race_replica_and_revoke",
+        "race_replica_and_disable", "race_replica_and_latch", "race_replica_and_drain",
     }

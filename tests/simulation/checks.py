@@ -5,12 +5,15 @@ Each check is a sentence of the specification turned into bookkeeping of its own
 
 from __future__ import annotations
 
+import hmac
+from collections import Counter
 from dataclasses import dataclass, field
 
 from broker.config import GatewayConfig
 from broker.policy import policy_digest
 from schemas.events import (
     BreakerChange,
+    DeterminismMismatch,
     Event,
     FrameIn,
     FrameOut,
@@ -34,9 +37,10 @@ from schemas.events import (
     WorkerStart,
     ZygoteRecycle,
 )
+from schemas.payloads import Payload
 from tests.simulation.clients import WIDER, difference_digest
 from tests.simulation.fakes import require
-from tests.simulation.settings import POLICY
+from tests.simulation.settings import KEY, POLICY
 from tests.simulation.trusts import may_run
 
 OPERATOR_EVENTS = (
@@ -58,7 +62,16 @@ class _Open:
     method: str
     input_fingerprint: str | None = None
     runs: dict[str, int] = field(default_factory=dict)
+    replicas: dict[str, int] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
+    outputs: dict[str, Payload | None] = field(default_factory=dict)
+    mismatched: bool = False
+    compared: bool = False
+
+
+    @property
+    def surface(self) -> tuple[str, str, str]:
+        return self.plugin, self.version, self.method
 
 
 @dataclass
@@ -74,6 +87,7 @@ class _Worker:
     switched: bool = False
     asked_us: int | None = None
     heard_us: int = 0
+    purpose: str = ""
     calls: dict[int, str] = field(default_factory=dict)
 
 
@@ -111,6 +125,8 @@ class Checks:
     upgrading: set[str] = field(default_factory=set)
     trust: tuple[int, str | None] = (0, None)
     trusted: frozenset[str] = frozenset()
+    said: dict[tuple[str, int], Payload] = field(default_factory=dict)
+    compared: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     def take(self, event: Event) -> None:
         """Hold one event against everything before it."""
@@ -131,6 +147,8 @@ class Checks:
                     "a method was refused after its rest")
         elif isinstance(fields, InvokeEnd):
             self._end(fields)
+        elif isinstance(fields, DeterminismMismatch):
+            self.open[fields.request_id].mismatched = True
         elif isinstance(fields, FrameOut):
             self._out(fields, event.mono_us)
         elif isinstance(fields, FrameIn):
@@ -246,9 +264,15 @@ class Checks:
         require(self.enabled.get(fields.plugin) == fields.version, "accepted what is not enabled")
         require(fields.plugin in self.trusted, "accepted what nobody trusts")
         require(not self.low or fields.pipeline is not None, "accepted where room is short")
-        self.open[fields.request_id] = _Open(
+        call = self.open[fields.request_id] = _Open(
             fields.plugin, fields.version, fields.method, fields.input_fingerprint
         )
+        if fields.input_fingerprint is not None:
+            drawn = hmac.new(KEY, b"replica\0" + fields.request_id.encode(), "sha256").digest()
+            determinism = self.config.determinism
+            first = self.compared[call.surface] < determinism.first_calls
+            share = int.from_bytes(drawn[:8], "big") % 1000
+            call.compared = first or share < determinism.share_permille
         if fields.pipeline is not None:
             require(fields.pipeline in self.pipelines, "a step of a pipeline that does not run")
             self.pipelines[fields.pipeline].add(fields.request_id)
@@ -270,6 +294,7 @@ class Checks:
         if fields.outcome == "result":
             require(fields.incarnation in call.answered,
                     "a result that the worker with the call did not give")
+        self._compare(fields, call)
         pipeline = self.steps.get(fields.request_id)
         if pipeline is not None:
             # The pipeline is answered, not its steps; a restart leaves nobody to tell.
@@ -279,6 +304,27 @@ class Checks:
         if fields.outcome == "abandoned":
             # A gateway that stops tells the caller; one that starts again has nobody to tell.
             self.untold.add(fields.request_id)
+
+    def _compare(self, fields: InvokeEnd, call: _Open) -> None:
+        """An answer leaves when a second run gave the same, or could not be had."""
+        outputs, verdict = call.outputs, fields.replica
+        if fields.outcome == "result":
+            require(verdict is not None or not call.compared,
+                    "an answer left without its second run")
+            require(not call.mismatched and verdict != "differed",
+                    "an answer left although two differ")
+            self.compared[call.surface] += verdict is not None
+        if verdict == "agreed":
+            require(outputs.get("replica") is not None
+                    and outputs["replica"] == outputs.get("primary"),
+                    "two answers are said to agree and do not")
+        elif verdict == "differed":
+            require(call.mismatched, "a difference without evidence")
+            require("replica" in outputs and outputs["replica"] != outputs.get("primary"),
+                    "two answers are said to differ and do not")
+        elif outputs.get("replica") is not None:
+            # A crash may have kept the answer and lost what it was for.
+            require(fields.outcome == "abandoned", "a second answer was not looked at")
 
     def _witness(self, fields: WorkerProbe, now_us: int) -> None:
         worker = self.workers[fields.incarnation]
@@ -311,7 +357,8 @@ class Checks:
         worker = self.workers[fields.incarnation]
         worker.gone = True
         if worker.switched and fields.reason == "drain_timeout":
-            require(not any(fields.incarnation in call.runs for call in self.open.values()),
+            require(not any(fields.incarnation in call.runs and not call.answered
+                            for call in self.open.values()),
                     "a call was lost because its worker was replaced")
 
     def _out(self, fields: FrameOut, now_us: int) -> None:
@@ -362,11 +409,20 @@ class Checks:
         require((worker.plugin, worker.version) not in self.dead, "a dead version was given a call")
         require(all((worker.plugin, one) in self.granted for one in worker.grants),
                 "a call was given to a worker that holds what was taken back")
+        require(worker.purpose in ("", fields.purpose), "one incarnation ran both runs' work")
+        worker.purpose = fields.purpose or ""
+        worker.calls[fields.call] = fields.request_id
+        if fields.purpose == "replica":
+            require(call.answered, "a replica ran before there was an answer")
+            require(call.input_fingerprint, "a replica of a method that promises nothing")
+            require(not call.replicas, "one invocation had two replicas")
+            call.replicas[fields.peer] = fields.call
+            return
+        require(not call.answered, "what was answered ran again")
         again = [self.workers[incarnation].gone for incarnation in call.runs]
         require(not again or (again == [True] and call.method == "read"),
                 "one invocation was run twice")
         call.runs[fields.peer] = fields.call
-        worker.calls[fields.call] = fields.request_id
 
     def _in(self, fields: FrameIn) -> None:
         if fields.type == "enable_plugin" and fields.request_id is not None:
@@ -379,11 +435,16 @@ class Checks:
                 if omega and fields.plane == "front.omega" and fields.type == "invoke_pipeline":
                     self.pipelines[fields.request_id] = set()
                     self.callers[fields.request_id] = fields.peer
-        if fields.plane == "worker" and fields.type == "call_result" and fields.call is not None:
+        if fields.plane == "worker" and fields.call is not None:
             worker = self.workers[fields.peer]
-            request_id = worker.calls.get(fields.call)
-            if request_id is not None and request_id in self.open:
-                self.open[request_id].answered.add(fields.peer)
+            call = self.open.get(worker.calls.get(fields.call, ""))
+            if call is None or fields.type not in ("call_result", "call_failure"):
+                return
+            purpose = "replica" if fields.call in call.replicas.values() else "primary"
+            said = self.said.get((fields.peer, fields.call))
+            call.outputs.setdefault(purpose, said if fields.type == "call_result" else None)
+            if fields.type == "call_result" and purpose == "primary":
+                call.answered.add(fields.peer)
 
     def settled(self, now_us: int) -> None:
         """After each turn: nothing waits for a worker that is gone, nothing is left unanswered,
@@ -394,9 +455,10 @@ class Checks:
                 require(worker.plugin in self.trusted, "a worker lives on that nobody trusts")
                 self._witnessed(worker, now_us)
         for request_id, call in self.open.items():
-            gone = [incarnation for incarnation in call.runs if self.workers[incarnation].gone]
+            runs = call.replicas if call.answered else call.runs
+            gone = [incarnation for incarnation in runs if self.workers[incarnation].gone]
             # An idempotent call may be tried once more, and waits for that.
-            require(not gone or (call.method == "read" and len(gone) == 1),
+            require(not gone or (call.method == "read" and len(gone) == 1 and not call.answered),
                     f"{request_id} waits for a worker that is gone")
         for request_id, count in self.answers_due.items():
             told = count == 0 or (count == 1 and request_id in self.untold)

@@ -260,14 +260,14 @@ class FakeLauncher:
 
     def __init__(self) -> None:
         self.launched: list[str] = []
-        self.pools: dict[str, int] = {}
+        self.documents: dict[str, LaunchDocument] = {}
         self.killed: set[str] = set()
         self.reports: list[Report] = []
 
     def launch(self, incarnation: str, document: bytes) -> None:
         """Take an order to start."""
         self.launched.append(incarnation)
-        self.pools[incarnation] = msgspec.json.decode(document, type=LaunchDocument).pool_size
+        self.documents[incarnation] = msgspec.json.decode(document, type=LaunchDocument)
 
     def kill(self, incarnation: str) -> None:
         """Take an order to kill."""

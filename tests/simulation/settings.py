@@ -6,7 +6,14 @@ from random import Random
 
 import msgspec
 
-from broker.config import BreakerConfig, GatewayConfig, LimitsConfig, TimesConfig, WorkersConfig
+from broker.config import (
+    BreakerConfig,
+    DeterminismConfig,
+    GatewayConfig,
+    LimitsConfig,
+    TimesConfig,
+    WorkersConfig,
+)
 from broker.policy import policy_digest
 from broker.reload import Settings
 from broker.state import KnownKey
@@ -17,7 +24,7 @@ CONFIG = GatewayConfig(
     format="omega-gateway-config/1",
     domain="development",
     log_id="omega-gateway/development/0123456789abcdef",
-    limits=LimitsConfig(in_flight_max=6, request_window=400, bad_frames_per_s_max=3, workers_max=2,
+    limits=LimitsConfig(in_flight_max=6, request_window=400, bad_frames_per_s_max=3, workers_max=3,
                         queue_max=4, warm_processes_max=5),
     breaker=BreakerConfig(consecutive_max=3, window_calls=4, rest_ms=400, rest_ms_max=2_000),
     times=TimesConfig(start_ms=3_000, drain_ms=300, ping_interval_ms=1_000,
@@ -25,12 +32,15 @@ CONFIG = GatewayConfig(
                       witness_interval_ms=500, witness_ms=400,
                       recycle_interval_ms=400, recycle_spacing_ms=100,
                       presence_ms=700, presence_grace_ms=1_500),
-    workers=WorkersConfig(crash_loop_max=3, calls_max=6),
+    workers=WorkersConfig(crash_loop_max=3, calls_max=6, replicas_max=1),
+    determinism=DeterminismConfig(first_calls=3, share_permille=300),
 )
 POLICY = Policy(operators_required=2, quotas=Quotas(
     in_flight_max=5, calls_per_second_max=90, cpu_ms_per_window_max=40, window_ms=5_000,
     plugins={"alph*": PluginQuotas(queued_max=2, output_bytes_per_window_max=300, weight=3)},
 ))
+KEY = b"k" * 32
+"""The determinism key of every run."""
 USAGE = Usage(cpu_ms=1, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
 ATTESTATION = Attestation(
     zygote_pid=7, uid=65534, landlock_abi=7, no_new_privileges=1, seccomp_mode=2,

@@ -56,9 +56,10 @@ from schemas.messages import (
     Run,
     StepOutput,
 )
-from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayload
+from schemas.payloads import JSONPayload
 from schemas.policy import Policy
 from schemas.witness import PROBES
+from tests.simulation.answers import answer
 from tests.simulation.checks import Checks
 from tests.simulation.clients import GRANTED, KEYS, PLUGINS, Clients, bundle
 from tests.simulation.fakes import (
@@ -80,7 +81,7 @@ from tests.simulation.fakes import (
 )
 from tests.simulation.openings import opening
 from tests.simulation.pasts import begin_with_past
-from tests.simulation.settings import ATTESTATION, CONFIG, POLICY, USAGE, other_settings
+from tests.simulation.settings import ATTESTATION, CONFIG, KEY, POLICY, USAGE, other_settings
 from tests.simulation.trusts import FIRST
 
 
@@ -102,6 +103,7 @@ class Peer:
 
     incarnation: str
     pool_size: int
+    role: str
     said: bool = False
     probes: list[Probe] = field(default_factory=list)
     pings: list[Ping] = field(default_factory=list)
@@ -179,7 +181,7 @@ class World(Clients):
             policy_sha256=policy_digest(POLICY), inventory=Inventory(), plugins={},
             keys=known_keys(),
             edge=Edge(new_incarnation=lambda: f"{self.random.getrandbits(128):032x}",
-                      new_nonce=lambda: self.random.randbytes(16), determinism_key=b"k" * 32,
+                      new_nonce=lambda: self.random.randbytes(16), determinism_key=KEY,
                       log_id=CONFIG.log_id),
         )
         state.wall_us = self.clock.wall
@@ -245,18 +247,22 @@ class World(Clients):
     def deliver(self) -> None:
         """Hand what left to the workers that are alive."""
         for incarnation in self.launcher.launched:
-            self.peers[incarnation] = Peer(incarnation, self.launcher.pools.pop(incarnation))
+            document = self.launcher.documents.pop(incarnation)
+            self.peers[incarnation] = Peer(incarnation, document.pool_size, document.role)
         self.launcher.launched.clear()
         for incarnation in self.launcher.killed & set(self.peers):
             self.past_peers.append(incarnation)
             del self.peers[incarnation]
         require(sum(peer.pool_size for peer in self.peers.values())
                 <= CONFIG.limits.warm_processes_max, "more processes may wait than the host holds")
+        require(sum(peer.role == "replica" for peer in self.peers.values())
+                <= CONFIG.workers.replicas_max + 1, "more replicas than allowed")
         for incarnation, message in self.transport.orders:
             peer = self.peers.get(incarnation)
             if peer is None:
                 continue
             if isinstance(message, Run):
+                require(message.purpose == peer.role, "a run for a worker of the other role")
                 peer.runs[message.call] = message
             elif isinstance(message, Abort):
                 peer.aborted.append(message.call)
@@ -401,29 +407,12 @@ class World(Clients):
 
     def answer(self, run: Run) -> CallResult | CallFailure:
         """Answer one call, mostly well."""
-        roll = self.random.random()
-        if roll < 0.1:
-            return CallFailure(call=run.call, code="plugin_error", plugin_message="no", usage=USAGE)
-        if roll < 0.13:
-            return CallFailure(call=run.call, code="cpu_limit_exceeded", used=9, allowed=5)
-        if roll < 0.16:
-            return CallFailure(call=run.call, code="deadline_exceeded")
-        fault = self.random.choice((None,) * 30 + (7, 11, 31))
-        if roll < 0.17 or (fault and roll < 0.5):
-            return CallFailure(call=run.call, code=self.random.choice((
-                "system_call_forbidden", "plugin_crashed", "cancelled")), fault=fault or 11)
-        payload: Payload = JSONPayload(b'{"value":8}' if roll > 0.995 else b'{"value":7}')
-        if run.method == "pick":
-            payload = run.payload
-        if roll < 0.22:
-            payload = self.random.choice((
-                TextPayload("wrong kind"), JSONPayload(b'{"value":7.0}'), JSONPayload(b"{}"),
-                DatasetSlicePayload("set", ("stolen",)), JSONPayload(b"[" * 99),
-            ))
-        return CallResult(call=run.call, payload=payload, usage=USAGE, fault=fault)
+        return answer(self.random, run)
 
     def says(self, peer: Peer, message: msgspec.Struct) -> WorkerFrames:
         """Put a message on a worker's socket."""
+        if isinstance(message, CallResult):
+            self.checks.said.setdefault((peer.incarnation, message.call), message.payload)
         return WorkerFrames(peer.incarnation, [codec.encode(message)])
 
     def worker_misbehaves(self, peer: Peer) -> Arrival | None:

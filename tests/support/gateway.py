@@ -178,7 +178,7 @@ ECHO = '''
 from sandbox_worker.sdk import Context, TextPayload, method
 
 
-@method(deterministic=True)
+@method()
 def echo(context: Context, text: TextPayload) -> TextPayload:
     """Give the text back."""
     return text

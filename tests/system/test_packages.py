@@ -34,7 +34,7 @@ class Equations(Struct):
     right: list[float]
 
 
-@method(deterministic=True)
+@method()
 def solve(context: Context, given: Equations) -> Solved:
     """Solve linear equations."""
     matrix = numpy.array(given.matrix)
