@@ -61,6 +61,12 @@ class WorkerIntruder(msgspec.Struct, frozen=True):
     incarnation: str
 
 
+class EndpointEnded(msgspec.Struct, frozen=True):
+    """The endpoint of a server key that was replaced is closed, because its time is over."""
+
+    key_id: str
+
+
 class Readable(msgspec.Struct, frozen=True):
     """A watched descriptor is readable or hung up."""
 
@@ -69,7 +75,7 @@ class Readable(msgspec.Struct, frozen=True):
 
 Arrival = (
     FrontFrames | WorkerFrames | OversizedMessage | HandshakesRefused | WorkerConnected
-    | WorkerDisconnected | WorkerIntruder | Readable
+    | WorkerDisconnected | WorkerIntruder | EndpointEnded | Readable
 )
 
 FRAMES_MAX = 4
@@ -78,6 +84,7 @@ FRAMES_MAX = 4
 __all__ = [
     "FRAMES_MAX",
     "Arrival",
+    "EndpointEnded",
     "FrontFrames",
     "HandshakesRefused",
     "OversizedMessage",

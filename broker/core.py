@@ -39,6 +39,7 @@ from schemas.events import (
     InvokeAccept,
     InvokeEnd,
     InvokeRefuse,
+    KeyChange,
     Plane,
     PluginQuarantine,
 )
@@ -411,6 +412,12 @@ class Core:
         """Connections ended before they were authenticated; they got nothing."""
         state = self._at(now)
         state.drop(plane, "unknown", RefusalCode.HANDSHAKE_REFUSED, 0, where, count)
+        return state.take()
+
+    def endpoint_ended(self, key_id: str, now: int) -> list[Effect]:
+        """A server key that was replaced is not served any more."""
+        state = self._at(now)
+        state.append(KeyChange(action="removed", role="server", key_id=key_id, actor="home"))
         return state.take()
 
     def miscounted(

@@ -30,12 +30,16 @@ CROWD_MAX: Final = 4_096
 """Strangers that a front bears at the most; beyond that memory is what they would take."""
 
 
-def raise_descriptor_limit(config: GatewayConfig, *, tcp_fronts: int) -> int:
+def raise_descriptor_limit(
+    config: GatewayConfig, *, tcp_fronts: int, old_connections: int = 0
+) -> int:
     """Take as many descriptors as the system gives. The launcher, begun before, keeps its limit.
 
     Args:
         config: how many connections and workers there may be.
         tcp_fronts: how many fronts can be reached by strangers; others lie in a private folder.
+
+        old_connections: how many clients the endpoints of replaced keys may have.
 
     Returns:
         How many connections beyond those of its clients a TCP front may hold, before it ends
@@ -49,6 +53,7 @@ def raise_descriptor_limit(config: GatewayConfig, *, tcp_fronts: int) -> int:
     needed = (
         config.omega.connections_max + config.admin.connections_max + 2 * HALF_OPEN
         + config.limits.workers_max * PER_WORKER + tcp_fronts * BURST + OUR_OWN
+        + old_connections
     )
     if allowed < needed:
         raise TransportRefused(

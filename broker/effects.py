@@ -26,11 +26,13 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
     """Who sent a frame: the front it came through, the key that ZAP named, and the way back.
 
     `route` is the routing id of the connection: opaque, never logged, never echoed, never trusted.
+    `old` says that it came by the endpoint whose key is being replaced.
     """
 
     front: Front
     key_id: str
     route: bytes
+    old: bool = False
 
 
 class Append(msgspec.Struct, frozen=True, gc=False):

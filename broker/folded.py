@@ -53,6 +53,7 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seq: int
     plugins: list[FoldedPlugin]
     known_keys: dict[str, Role]
+    server_keys: list[str]
     revoked_keys: list[str]
     revoked_publisher_keys: list[str]
     trust_version: int
@@ -95,6 +96,7 @@ def fold_down(state: State, stories: list[Story], log_id: str, seq: int) -> byte
             for record in inventory.plugins.values()
         ],
         known_keys=inventory.known_keys,
+        server_keys=sorted(inventory.server_keys),
         revoked_keys=sorted(inventory.revoked_keys),
         revoked_publisher_keys=sorted(inventory.revoked_publisher_keys),
         trust_version=inventory.trust_version,
@@ -166,6 +168,7 @@ def restore_inventory(inventory: Inventory, folded: Folded) -> None:
         )
         inventory.bundles.update(entry.bundle_sha256 for entry in one.versions)
     inventory.known_keys.update(folded.known_keys)
+    inventory.server_keys.update(folded.server_keys)
     inventory.revoked_keys.update(folded.revoked_keys)
     inventory.revoked_publisher_keys.update(folded.revoked_publisher_keys)
     inventory.trust_version = folded.trust_version

@@ -24,6 +24,7 @@ import msgspec
 from broker.answers import UNREADABLE, Answers, refusal
 from broker.arrivals import (
     Arrival,
+    EndpointEnded,
     FrontFrames,
     HandshakesRefused,
     OversizedMessage,
@@ -190,13 +191,14 @@ class Gateway:
             return core.miscounted(
                 arrival.plane, arrival.peer, None, arrival.frames, arrival.bytes, now
             )
+        if isinstance(arrival, EndpointEnded):
+            return core.endpoint_ended(arrival.key_id, now)
         if isinstance(arrival, WorkerIntruder):
             return core.worker_intruded(arrival.incarnation, now)
         if isinstance(arrival, WorkerDisconnected):
-            if self._launcher.runs(arrival.incarnation):
-                self._leaving[arrival.incarnation] = _Leaving(now + SETTLE_MS * 1000)
-                return []
-            return self._left(arrival.incarnation, now)
+            if not self._launcher.runs(arrival.incarnation):
+                return self._left(arrival.incarnation, now)
+            self._leaving[arrival.incarnation] = _Leaving(now + SETTLE_MS * 1000)
         return []
 
     def _left(self, incarnation: str, now: int) -> list[Effect]:
@@ -212,6 +214,7 @@ class Gateway:
             signalled = self._signals.take()
             if signalled.settings is not None:
                 effects += core.reload(signalled.settings, now)
+                self._transport.keep_old(dict(signalled.settings.old_until_us))
             for _ in range(signalled.stops):
                 draining = core.state.gateway != "serving"
                 effects += core.stop(now) if draining else core.drain(now)

@@ -35,6 +35,8 @@ from broker.configured import (
     read_bounded,
     tcp_port,
 )
+from broker.effects import Front
+from broker.fronts import Served, served
 from broker.keys import (
     ClientKey,
     HomeKeys,
@@ -116,6 +118,7 @@ class Home(NamedTuple):
     keys: HomeKeys
     clients: dict[str, ClientKey]
     run_directory: str
+    fronts: dict[Front, tuple[Served, ...]]
 
     @property
     def ledger(self) -> str:
@@ -145,26 +148,29 @@ class Home(NamedTuple):
     @property
     def omega_endpoint(self) -> str:
         """Where front.omega listens."""
-        return self.config.omega.endpoint or f"ipc://{self.run_directory}/omega"
+        return self.fronts["front.omega"][0].endpoint
 
     @property
     def admin_endpoint(self) -> str:
         """Where front.admin listens."""
-        return self.config.admin.endpoint or f"ipc://{self.run_directory}/admin"
+        return self.fronts["front.admin"][0].endpoint
+
+    @property
+    def _endpoints(self) -> list[str]:
+        """Everywhere that a front listens."""
+        return [door.endpoint for doors in self.fronts.values() for door in doors]
 
     @property
     def tcp_ports(self) -> tuple[int, ...]:
         """The TCP ports the fronts listen on, for the seal."""
-        ports = map(tcp_port, (self.omega_endpoint, self.admin_endpoint))
-        return tuple(port for port in ports if port is not None)
+        return tuple(port for port in map(tcp_port, self._endpoints) if port is not None)
 
     @property
     def writable(self) -> tuple[str, ...]:
         """The folders the broker writes beneath, for the seal; each exists before it."""
         sockets = [
             os.path.dirname(endpoint.removeprefix("ipc://"))
-            for endpoint in (self.omega_endpoint, self.admin_endpoint)
-            if endpoint.startswith("ipc://")
+            for endpoint in self._endpoints if endpoint.startswith("ipc://")
         ]
         return tuple(dict.fromkeys([self.path, self.anchor, self.run_directory, *sockets]))
 
@@ -221,7 +227,14 @@ def load_home(
     with _refusals():
         keys, clients = read_home_keys(path), list_client_keys(path)
     run_directory = _run_directory(config, environment)
-    home = Home(path, config, policy, trust, keys, clients, run_directory)
+    with _refusals():
+        fronts: dict[Front, tuple[Served, ...]] = {
+            "front.omega": served(path, "front.omega", config.omega.endpoint
+                                  or f"ipc://{run_directory}/omega", keys.front_omega),
+            "front.admin": served(path, "front.admin", config.admin.endpoint
+                                  or f"ipc://{run_directory}/admin", keys.front_admin),
+        }
+    home = Home(path, config, policy, trust, keys, clients, run_directory, fronts)
     check_folders(policy, home.writable)
     return home
 
@@ -314,11 +327,11 @@ def new_profile(home: Home, role: Role, directory: str, name: str) -> str:
         KeyFileRefused: there is a profile already, or a folder is open to others.
         ValueError: the name is malformed.
     """
-    omega = role == "omega"
+    door = home.fronts["front.omega" if role == "omega" else "front.admin"][0]
     settings = ClientProfile(
         format="omega-profile/1",
-        endpoint=home.omega_endpoint if omega else home.admin_endpoint,
-        server_key=(home.keys.front_omega if omega else home.keys.front_admin).public,
+        endpoint=door.endpoint,
+        server_key=door.pair.public,
         role=role,
         log_id=home.config.log_id,
         verifier_key=home.verifier_key,

@@ -95,6 +95,7 @@ class Inventory:
         self.revoked_keys: set[str] = set()
         self.revoked_publisher_keys: set[str] = set()
         self.known_keys: dict[str, Role] = {}
+        self.server_keys: set[str] = set()
         self.open_invocations: dict[str, str] = {}
         self.history = History()
         self.escapes: set[tuple[str, str]] = set()
@@ -254,6 +255,9 @@ class Inventory:
             self.revoked_keys.add(fields.key_id)
         elif fields.action == "removed":
             self.known_keys.pop(fields.key_id, None)
+            self.server_keys.discard(fields.key_id)
+        elif fields.role == "server":
+            self.server_keys.add(fields.key_id)
         elif fields.role in _ROLES:
             self.known_keys[fields.key_id] = _ROLES[fields.role]
 

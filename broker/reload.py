@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from broker.client_keys import take_keys
 from broker.config import GatewayConfig
+from broker.effects import Front
 from broker.orchestrator.calls import Call
 from broker.policy import effective
 from broker.state import KnownKey, State
@@ -27,12 +28,16 @@ FIXED: Final = ("format", "domain", "log_id", "omega", "admin", "process", "ledg
 
 
 class Settings(NamedTuple):
-    """What a home's two files say, and the clients' keys beside them."""
+    """What a home's two files say, and the keys beside them.
+
+    `old_until_us` says until when endpoints of replaced server keys are served, wall us.
+    """
 
     config: GatewayConfig
     policy: Policy
     policy_sha256: str
     keys: dict[str, KnownKey]
+    old_until_us: tuple[tuple[Front, int], ...] = ()
 
 
 def fixed_difference(before: GatewayConfig, after: GatewayConfig) -> str | None:

@@ -22,15 +22,17 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 
+import msgspec
 import zmq
 from nacl.signing import SigningKey
 
 from broker.administration import loaded_plugin
 from broker.bundles import BundleFolder
 from broker.client_keys import admitted, key_changes
+from broker.config import GatewayConfig
 from broker.configured import HomeRefused
 from broker.core import Core
-from broker.descriptors import raise_descriptor_limit
+from broker.descriptors import HALF_OPEN, raise_descriptor_limit
 from broker.effects import Front
 from broker.gateway import Gateway
 from broker.home import Home, find_home, load_home, prepare_run_directory
@@ -46,12 +48,19 @@ from broker.reload import Settings, fixed_difference
 from broker.seal import refuse_connections, seal_broker
 from broker.shell import Signalled
 from broker.state import Edge, KnownKey, State
-from broker.transport import DEFAULT_LIMITS, FrontSetup, Transport, TransportRefused
+from broker.transport import (
+    DEFAULT_LIMITS,
+    FrontSetup,
+    OldFront,
+    Transport,
+    TransportRefused,
+)
 from broker.trust.errors import TrustRefused
 from broker.trust.validation import load_registered
 from broker.trust_folder import TrustFolder
 from schemas.events import (
     EventFields,
+    KeyChange,
     LedgerClose,
     LedgerOpen,
     PolicyChange,
@@ -136,14 +145,18 @@ def _reread(home: Home, overrides: dict[str, str]) -> Settings:
         TransportRefused: the machine allows fewer descriptors than these bounds may need.
     """
     fresh = load_home(home.path, overrides=overrides)
-    section = fixed_difference(home.config, fresh.config)
+    section = fixed_difference(_bound(home), _bound(fresh))
     if section is not None:
         raise HomeRefused(
             RefusalCode.CONFIG_INVALID,
             f"{home.path}/gateway.toml: {section} changed, which needs a new start",
         )
-    raise_descriptor_limit(fresh.config, tcp_fronts=len(home.tcp_ports))
-    return Settings(fresh.config, fresh.policy, policy_digest(fresh.policy), _known_keys(fresh))
+    raise_descriptor_limit(fresh.config, tcp_fronts=len(home.tcp_ports),
+                           old_connections=_old_connections(home))
+    old = tuple((front, doors[1].until_us) for front, doors in fresh.fronts.items() if doors[1:])
+    return Settings(
+        fresh.config, fresh.policy, policy_digest(fresh.policy), _known_keys(fresh), old
+    )
 
 
 def serve(home_path: str | None, overrides: dict[str, str]) -> int:
@@ -170,12 +183,14 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         stack.callback(launcher.close)
         external = ExternalLauncher(home.run_directory)
         signals = StopSignals(log, functools.partial(_reread, home, overrides))
-        crowd_max = raise_descriptor_limit(home.config, tcp_fronts=len(home.tcp_ports))
+        crowd_max = raise_descriptor_limit(
+            home.config, tcp_fronts=len(home.tcp_ports), old_connections=_old_connections(home)
+        )
         seal_broker(writable=home.writable, tcp_ports=home.tcp_ports)
-        transport = _open_transport(home, crowd_max)
+        clock = SystemClock()
+        transport = _open_transport(home, crowd_max, clock.wall_us())
         stack.callback(transport.close)
         refuse_connections()
-        clock = SystemClock()
         ledger = Ledger.open(
             home.ledger, home.anchor, log_id=home.config.log_id,
             signing_key=SigningKey(bytes.fromhex(home.keys.ledger.secret)),
@@ -211,20 +226,48 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         return status
 
 
-def _open_transport(home: Home, crowd_max: int) -> Transport:
+def _open_transport(home: Home, crowd_max: int, now_us: int) -> Transport:
     """Make the sockets; nobody is admitted, because the ledger has not said who was revoked."""
-    config = home.config
+    setups: dict[Front, list[FrontSetup]] = {}
+    for front, doors in home.fronts.items():
+        omega = front == "front.omega"
+        config = home.config.omega if omega else home.config.admin
+        setups[front] = [
+            FrontSetup(door.endpoint, door.pair.secret, {},
+                       FRAME_BYTES_MAX_OMEGA if omega else FRAME_BYTES_MAX_ADMIN,
+                       config.high_water_mark, config.connections_max, crowd_max)
+            for door in doors
+        ]
     return Transport.open(
-        omega=FrontSetup(
-            home.omega_endpoint, home.keys.front_omega.secret, {}, FRAME_BYTES_MAX_OMEGA,
-            config.omega.high_water_mark, config.omega.connections_max, crowd_max,
-        ),
-        admin=FrontSetup(
-            home.admin_endpoint, home.keys.front_admin.secret, {}, FRAME_BYTES_MAX_ADMIN,
-            config.admin.high_water_mark, config.admin.connections_max, crowd_max,
-        ),
+        omega=setups["front.omega"][0],
+        admin=setups["front.admin"][0],
         run_directory=home.run_directory,
-        limits=DEFAULT_LIMITS._replace(memory_mb_max=config.process.memory_mb_max),
+        limits=DEFAULT_LIMITS._replace(memory_mb_max=home.config.process.memory_mb_max),
+        old=[
+            OldFront(front, setup, door.key_id, door.until_us)
+            for front, doors in home.fronts.items()
+            for door, setup in zip(doors[1:], setups[front][1:], strict=True)
+            if door.until_us > now_us
+        ],
+    )
+
+
+def _old_connections(home: Home) -> int:
+    config = home.config
+    bounds = {"front.omega": config.omega, "front.admin": config.admin}
+    return sum(
+        bounds[front].connections_max + HALF_OPEN
+        for front, doors in home.fronts.items() for _ in doors[1:]
+    )
+
+
+def _bound(home: Home) -> GatewayConfig:
+    """Give a home's configuration with the endpoints that its fronts really have."""
+    config = home.config
+    return msgspec.structs.replace(
+        config,
+        omega=msgspec.structs.replace(config.omega, endpoint=home.omega_endpoint),
+        admin=msgspec.structs.replace(config.admin, endpoint=home.admin_endpoint),
     )
 
 
@@ -334,6 +377,21 @@ def _changes(home: Home, state: State) -> Iterator[EventFields]:
         yield PolicyChange(sha256=state.policy_sha256, actor="home",
                            previous_sha256=inventory.policy_sha256 or None)
     yield from key_changes(inventory.known_keys, state.keys)
+    yield from _server_key_changes(home, inventory.server_keys, state.wall_us)
+
+
+def _server_key_changes(home: Home, known: set[str], now_us: int) -> Iterator[EventFields]:
+    """Say which server keys are new, and which are not served any more."""
+    serving = {
+        door.key_id: "rotated" if door is doors[0] and doors[1:] else "added"
+        for doors in home.fronts.values() for door in doors
+        if not door.until_us or door.until_us > now_us
+    }
+    for key_id in sorted(known - serving.keys()):
+        yield KeyChange(action="removed", role="server", key_id=key_id, actor="home")
+    for key_id in sorted(serving.keys() - known):
+        yield KeyChange(action="rotated" if serving[key_id] == "rotated" else "added",
+                        role="server", key_id=key_id, actor="home")
 
 
 def _announce(home: Home, log: Log, ledger: Ledger) -> None:

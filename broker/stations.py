@@ -28,6 +28,7 @@ from broker.arrivals import (
 from broker.effects import Front, Origin
 from broker.monitor import OVERRUN, ConnectionMonitor
 from broker.sockets import ZmqSocket, bind, ipc_path, unlink_socket
+from broker.transport_setup import OldFront
 from broker.zap import FrontDoor, WorkerDoor
 from schemas.events import Plane
 
@@ -159,10 +160,13 @@ class FrontStation(Station):
 
     def __init__(
         self, socket: ZmqSocket, front: Front, endpoint: str, door: FrontDoor, budget: TurnBudget,
-        crowd_max: int,
+        crowd_max: int, old: OldFront | None = None,
     ) -> None:
-        """Let `door` count this front's connections."""
-        super().__init__(socket, front, front, endpoint, budget)
+        """Let `door` count this front's connections; `old` makes it the one with the old key."""
+        name = front if old is None else f"{front}.old"
+        super().__init__(socket, front, name, endpoint, budget)
+        self.old = old is not None
+        self.key_id, self.until_us = ("", 0) if old is None else (old.key_id, old.until_us)
         self._crowd_max = crowd_max
         self.rank = 3 if front == "front.omega" else 4
         self.front: Front = front
@@ -203,7 +207,7 @@ class FrontStation(Station):
         if not self._read_rest(frames, key_id or "unknown"):
             return
         if key_id:
-            arrivals.append(FrontFrames(Origin(self.front, key_id, first.bytes), frames))
+            arrivals.append(FrontFrames(Origin(self.front, key_id, first.bytes, self.old), frames))
         else:
             # Every connection gets a key id from our handler; this one came past it.
             arrivals.append(HandshakesRefused(self.front, 1, NO_USER_ID))

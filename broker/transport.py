@@ -26,12 +26,14 @@ import os
 import secrets
 import select
 import time
-from typing import Final, Literal, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, Protocol
 
 import zmq
 
 from broker.arrivals import (
     Arrival,
+    EndpointEnded,
     FrontFrames,
     HandshakesRefused,
     OversizedMessage,
@@ -64,8 +66,8 @@ from broker.stations import (
     TurnBudget,
     WorkerStation,
 )
+from broker.transport_setup import FrontSetup, OldFront, TransportLimits, WorkerEndpoint
 from broker.zap import Doorkeeper, FrontDoor, WorkerDoor
-from schemas.names import FRAME_BYTES_MAX_WORKER
 from schemas.refusals import RefusalCode
 
 __all__ = [
@@ -73,10 +75,12 @@ __all__ = [
     "FrontFrames",
     "FrontSetup",
     "HandshakesRefused",
+    "OldFront",
     "OversizedMessage",
     "Readable",
     "SendOutcome",
     "Transport",
+    "TransportLimits",
     "TransportRefused",
     "WorkerConnected",
     "WorkerDisconnected",
@@ -93,40 +97,6 @@ SendOutcome = Literal["sent", "gone", "full"]
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _FRONTS: Final[tuple[Front, Front]] = ("front.omega", "front.admin")
-
-
-class FrontSetup(NamedTuple):
-    """One front: where it listens, its secret, whom it admits (Z85 key to key id), its limits.
-
-    `connections_max` is of authenticated clients; with `crowd_max` others connected beside them
-    a TCP front ends those that are not authenticated.
-    """
-
-    endpoint: str
-    server_secret_z85: str
-    keys: dict[str, str]
-    bytes_max: int
-    high_water_mark: int
-    connections_max: int
-    crowd_max: int
-
-
-class WorkerEndpoint(NamedTuple):
-    """What a launch document needs to reach one worker's socket; both keys are Z85."""
-
-    endpoint: str
-    server_key: str
-    worker_secret_key: str
-
-
-class TransportLimits(NamedTuple):
-    """Bounds of all sockets: times in ms, sizes in bytes, queues in messages."""
-
-    handshake_ms: int = 2_000
-    worker_handshake_ms: int = 10_000
-    worker_bytes_max: int = FRAME_BYTES_MAX_WORKER
-    worker_high_water_mark: int = 256
-    memory_mb_max: int = 4_096
 
 
 DEFAULT_LIMITS: Final = TransportLimits()
@@ -155,6 +125,7 @@ class Transport:
         self._hot: set[_Watched] = set()
         self._pending: list[Arrival] = []
         self._fronts: dict[Front, FrontStation] = {}
+        self._old: dict[Front, FrontStation] = {}
         self._workers: dict[str, WorkerStation] = {}
         self._monitors: dict[Station, MonitorStation] = {}
         self._budget = TurnBudget()
@@ -171,6 +142,7 @@ class Transport:
         admin: FrontSetup,
         run_directory: str,
         limits: TransportLimits = DEFAULT_LIMITS,
+        old: Sequence[OldFront] = (),
     ) -> Transport:
         """Make both fronts, tried and ready; nobody can connect before `listen`.
 
@@ -179,6 +151,7 @@ class Transport:
             admin: the front of operators and auditors.
             run_directory: a folder of mode 0700 for the sockets of workers.
             limits: bounds of all sockets.
+            old: endpoints of the fronts whose key is being replaced.
 
         Raises:
             TransportRefused: a socket would be weaker than it must be, or an endpoint is in use.
@@ -197,6 +170,9 @@ class Transport:
             for front, setup in zip(_FRONTS, (omega, admin), strict=True):
                 clear_endpoint(setup.endpoint)
                 transport._prepare_front(front, setup)
+            for one in old:
+                clear_endpoint(one.setup.endpoint)
+                transport._prepare_front(one.front, one.setup, one)
             # Asked while this process may still connect, removed when it serves.
             transport._stale = stale_sockets(run_directory, (".worker", ".try"))
         except BaseException:
@@ -210,7 +186,7 @@ class Transport:
         Raises:
             TransportRefused: an endpoint is in use.
         """
-        for station in self._fronts.values():
+        for station in (*self._fronts.values(), *self._old.values()):
             station.bind()
         for path in self._stale:
             unlink_socket(f"ipc://{path}")
@@ -235,6 +211,8 @@ class Transport:
         self._budget.bytes_left = BYTES_PER_TURN
         now_s = time.monotonic()
         deadline = now_s + timeout_ms / 1000
+        if self._old:
+            self._end_old(arrivals)
         if self._footprint.excess(now_s):
             self._relieve(arrivals)
         wait_s = 0.0 if arrivals or self._hot else timeout_ms / 1000
@@ -262,7 +240,8 @@ class Transport:
     def _relieve(self, arrivals: list[Arrival]) -> None:
         """End the connections of one plane: the operators' first, then workers', OMEGA's last."""
         planes: tuple[list[Station], ...] = (
-            [self._fronts["front.admin"]], [*self._workers.values()], [self._fronts["front.omega"]],
+            [*self._stations("front.admin")], [*self._workers.values()],
+            [*self._stations("front.omega")],
         )
         arrivals += [
             HandshakesRefused(station.plane, ended, MEMORY)
@@ -282,7 +261,9 @@ class Transport:
 
     def send(self, to: Origin, frame: bytes) -> SendOutcome:
         """Send one frame to a client, or say why not; never blocks."""
-        station = self._fronts[to.front]
+        station = self._old.get(to.front) if to.old else self._fronts[to.front]
+        if station is None:
+            return "gone"
         self._hot.add(station)
         try:
             station.socket.send(to.route, _NOBLOCK_MORE)
@@ -328,10 +309,15 @@ class Transport:
         Raises:
             ValueError: a key is malformed.
         """
-        station = self._fronts[front]
-        station.door.keys = _raw_keys(keys)
-        if disconnect:
-            station.disconnect(disconnect)
+        for station in self._stations(front):
+            station.door.keys = _raw_keys(keys)
+            if disconnect:
+                station.disconnect(disconnect)
+
+    def keep_old(self, until_us: Mapping[Front, int]) -> None:
+        """Serve the old endpoints until these times, wall us; those not named end now."""
+        for front, station in self._old.items():
+            station.until_us = until_us.get(front, 0)
 
     def open_worker(self, incarnation: str) -> WorkerEndpoint:
         """Open one worker's socket with fresh keys; nobody is admitted before `admit_worker`.
@@ -403,9 +389,10 @@ class Transport:
         Args:
             linger_ms: how long sent messages may still leave.
         """
-        for front in self._fronts.values():
+        for front in (*self._fronts.values(), *self._old.values()):
             self._remove_station(front)
             front.close_among_crowds(linger_ms, lambda: self._doorkeeper.drain([]))
+        self._old.clear()
         for worker in self._workers.values():
             self._remove_station(worker)
             worker.close(linger_ms)
@@ -417,12 +404,15 @@ class Transport:
 
     # --- Parts ---
 
-    def _prepare_front(self, front: Front, setup: FrontSetup) -> None:
+    def _prepare_front(
+        self, front: Front, setup: FrontSetup, old: OldFront | None = None
+    ) -> None:
         """Make a front's socket and try it with a stranger's key; it is not bound yet."""
+        name = front if old is None else f"{front}.old"
         socket = server_socket(
             self._context,
             zmq.ROUTER,
-            domain=front,
+            domain=name,
             secret_key=setup.server_secret_z85,
             bytes_max=setup.bytes_max,
             high_water_mark=setup.high_water_mark,
@@ -431,20 +421,35 @@ class Transport:
         door = FrontDoor(_raw_keys(setup.keys), setup.connections_max)
         station = FrontStation(
             socket, front, setup.endpoint, door, self._budget,
-            setup.connections_max + setup.crowd_max,
+            setup.connections_max + setup.crowd_max, old,
         )
-        self._doorkeeper.register(front, door)
-        self._fronts[front] = station
+        self._doorkeeper.register(name, door)
+        (self._fronts if old is None else self._old)[front] = station
         self._add_station(station)
         ignored: list[Arrival] = []
         require_refusal(
             socket,
-            name=front,
+            name=name,
             server_key=curve_pair(setup.server_secret_z85).public,
             directory=self._run_directory,
             answer=lambda: self._doorkeeper.drain(ignored),
         )
         station.report_connections(ignored)
+
+    def _stations(self, front: Front) -> list[FrontStation]:
+        """Give a front's station, and that of its old key if there is one."""
+        return [self._fronts[front], *(one for one in self._old.values() if one.front == front)]
+
+    def _end_old(self, arrivals: list[Arrival]) -> None:
+        """Close the endpoints of old keys whose time is over; what waits there is not answered."""
+        now_us = time.time_ns() // 1000
+        for front, station in list(self._old.items()):
+            if station.until_us <= now_us:
+                del self._old[front]
+                self._doorkeeper.unregister(station.name)
+                self._remove_station(station)
+                station.close_among_crowds(0, lambda: self._doorkeeper.drain(arrivals))
+                arrivals.append(EndpointEnded(station.key_id))
 
     def _add_station(self, station: Station) -> None:
         self._monitors[station] = MonitorStation(station)

@@ -2,7 +2,8 @@
 
 Rules this file keeps: one run is one step, and its last line says what comes next; the old key is
 revoked only after the profile has the new one, and the profile gets it only after the gateway let
-it in. It leaves the files to `broker.rotation` and revoking to the gateway.
+it in. It leaves the files to `broker.rotation`, revoking to the gateway, and a front's own
+key to `broker.cli.server_rotation`.
 """
 
 from __future__ import annotations
@@ -25,15 +26,25 @@ RELOAD = "let the gateway read its keys again: `kill -HUP` it, or `systemctl rel
 @click.command()
 @home_option
 @output_option
-@click.option("--profile", "directory", metavar="DIR", required=True,
-              help="The client's profile whose key is replaced.")
+@click.option("--profile", "directories", metavar="DIR", multiple=True,
+              help="The client's profile whose key is replaced, or that learns the server's.")
 @click.option("--operator", metavar="DIR",
               help="An operator's profile, to revoke with; else the home's own.")
-def rotate(directory: str, operator: str | None) -> None:
+@click.option("--server", type=click.Choice(["omega", "admin"]),
+              help="Replace the key of this front instead.")
+@click.option("--endpoint", metavar="ADDRESS",
+              help="Where the front is served with its next key; tcp needs it.")
+@click.option("--days", type=click.IntRange(min=1, max=365), default=7, show_default=True,
+              help="How long the old endpoint is served beside the new one.")
+@click.option("--finish", is_flag=True, help="End the old endpoint of --server.")
+def rotate(directories: tuple[str, ...], operator: str | None, server: str | None,
+           endpoint: str | None, days: int, *, finish: bool) -> None:
     """Do the next step of replacing a key.
 
-    First both keys are valid, then the profile has the new one, then the old one is revoked. Run
-    the same command for each step; what was interrupted is done again.
+    For a client's key (--profile DIR): first both keys are valid, then the profile has the new one,
+    then the old one is revoked. For a front's (--server): both keys are served side by side until
+    --days are over; profiles named by --profile learn the new one; --finish ends the old one. Run
+    the command again for each step; what was interrupted is done again.
     """
     import os
 
@@ -41,7 +52,15 @@ def rotate(directory: str, operator: str | None) -> None:
     from broker.rotation import client_rotation
 
     home = load_home(session().home_path())
-    rotation = client_rotation(home, os.path.expanduser(directory))
+    if server is not None:
+        from broker.cli.server_rotation import rotate_server
+
+        rotate_server(home, "front.omega" if server == "omega" else "front.admin", directories,
+                      endpoint, days, finish=finish)
+        return
+    if len(directories) != 1 or endpoint is not None or finish:
+        raise click.UsageError("name one client's profile with --profile, or a front with --server")
+    rotation = client_rotation(home, os.path.expanduser(directories[0]))
     done = {"begin": _begin, "switch": _switch, "finish": _finish}[rotation.step]
     if operator is not None:
         session().profile = operator

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from broker.arrivals import Arrival, FrontFrames, HandshakesRefused, OversizedMessage
+from broker.arrivals import (
+    Arrival,
+    EndpointEnded,
+    FrontFrames,
+    HandshakesRefused,
+    OversizedMessage,
+)
 from broker.effects import Origin
 from broker.trust.bundles import read_bundle
 from broker.trust.ratchet import difference
@@ -176,6 +182,8 @@ class Clients:
         key = self.random.choice([*KEYS, "e" * 16])
         if roll == 0:
             return HandshakesRefused("front.omega", self.random.randint(1, 9), "no CURVE")
+        if roll == 1 and self.random.random() < 0.2:
+            return EndpointEnded("f" * 16)
         if roll == 1:
             return OversizedMessage("front.admin", key, 9, 999)
         if roll == 2:

@@ -252,6 +252,9 @@ class FakeTransport:
         """Change whom a front admits, and perhaps end one key's connections."""
         self.keys[front] = keys
 
+    def keep_old(self, until_us: dict[str, int]) -> None:
+        """Serve old endpoints until these times; there are none."""
+
 
 class FakeLauncher:
     """Starts nothing; the world decides what becomes of each start."""
