@@ -67,7 +67,8 @@ class PayloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
     kind: PayloadKind
     schema: SchemaId | None = None
-    media_types: Annotated[tuple[MediaType, ...], Meta(max_length=16)] = ()
+    media_types: Annotated[tuple[MediaType, ...], Meta(
+        max_length=16, description="Of text and references: which are taken; none means any.")] = ()
 
 
 class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -81,14 +82,16 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     deterministic: bool = False
     timeout_ms: TimeoutMs = 30_000
     idempotent: bool = False
-    files: Annotated[dict[Name, RootedPath], Meta(max_length=FILES_MAX)] = {}
+    files: Annotated[dict[Name, RootedPath], Meta(
+        max_length=FILES_MAX, description="Files a call is handed, by the name it knows them by.")
+    ] = {}
 
 
 class BundleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of the bundle, other than the manifest. `size` is in bytes."""
 
     path: FilePath
-    size: Annotated[int, Meta(ge=0, le=BUNDLE_BYTES_MAX)]
+    size: Annotated[int, Meta(ge=0, le=BUNDLE_BYTES_MAX, description="Size of the file, bytes.")]
     sha256: Sha256
 
 
@@ -105,15 +108,21 @@ class PluginManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_version: VersionText
     domain: Domain
     publisher: Name
-    description: Annotated[str, Meta(max_length=1024)]
+    description: Annotated[str, Meta(max_length=1024, description="What it does, for people.")]
     entry: Literal["plugin.py"]
-    methods: Annotated[dict[MethodName, Method], Meta(min_length=1, max_length=64)]
-    schemas: Annotated[dict[SchemaId, msgspec.Raw], Meta(max_length=128)]
-    capabilities: Annotated[tuple[CapabilityName, ...], Meta(max_length=32)]
+    methods: Annotated[dict[MethodName, Method], Meta(
+        min_length=1, max_length=64, description="What OMEGA may invoke, by name.")]
+    schemas: Annotated[dict[SchemaId, msgspec.Raw], Meta(
+        max_length=128, description="JSON Schemas of the admitted subset, by content id.")]
+    capabilities: Annotated[tuple[CapabilityName, ...], Meta(
+        max_length=32, description="What it asks for beyond its input; none is the rule.")]
     limits: Limits
-    modules: Annotated[tuple[ModuleName, ...], Meta(max_length=64)]
-    resources: Annotated[tuple[FilePath, ...], Meta(max_length=64)]
-    files: Annotated[tuple[BundleFile, ...], Meta(min_length=1, max_length=256)]
+    modules: Annotated[tuple[ModuleName, ...], Meta(
+        max_length=64, description="What it imports beyond what is built in.")]
+    resources: Annotated[tuple[FilePath, ...], Meta(
+        max_length=64, description="Files of the bundle that it reads by name.")]
+    files: Annotated[tuple[BundleFile, ...], Meta(
+        min_length=1, max_length=256, description="Every file of the bundle but the manifest.")]
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

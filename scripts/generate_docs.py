@@ -1,10 +1,10 @@
 """Write the parts of the documentation that the code already says, or check that they are fresh.
 
 `python -m scripts.generate_docs --rewrite` writes; alone it compares and exits 1 on a difference.
-Whole files: docs/wire.schema.json, docs/wire.d.ts, docs/REFUSALS.md. Parts of pages stand between
-`<!-- generated: NAME -->` and `<!-- end -->`: tables and worked examples of docs/WIRE.md, state
-diagrams of docs/ARCHITECTURE.md, rules of docs/how-to/conformance.md.
-What people must judge is written by people.
+Whole files: docs/wire.schema.json, docs/manifest.schema.json, docs/wire.d.ts, docs/REFUSALS.md.
+Parts of pages stand between `<!-- generated: NAME -->` and `<!-- end -->`: tables and worked
+examples of docs/WIRE.md, state diagrams of docs/ARCHITECTURE.md, rules of
+docs/how-to/conformance.md. What people must judge is written by people.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from schemas.codec import MAGIC, encode
 from schemas.conformance import RULES
 from schemas.denials import DENIALS
 from schemas.events import GENESIS_HASH, FrameIn, encode_event
+from schemas.manifest import PluginManifest
 from schemas.refusals import REFUSALS
 from scripts.wire_types import (
     TypeScript,
@@ -87,6 +88,25 @@ def json_schema() -> str:
         "$defs": dict(sorted(components.items())) | dict(zip(UNIONS, roots, strict=True)),
     }
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def manifest_schema() -> str:
+    """Write docs/manifest.schema.json: JSON Schema 2020-12 of a plugin's manifest."""
+    document = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:omega-gateway:manifest:1",
+        "title": "Plugin manifest omega-manifest/1",
+        "description": "Generated from schemas/manifest.py. The signed bytes are the RFC 8785 form "
+        "of such a document, with defaults left out. What needs other knowledge (signatures, the "
+        "trust root, policy, versions, the files) `omega-gateway plugins validate` tells.",
+    }
+    (root,), components = msgspec.json.schema_components(
+        [PluginManifest], ref_template="#/$defs/{name}"
+    )
+    for component in components.values():
+        component["description"] = " ".join(component.get("description", "").split())
+    whole = document | root | {"$defs": dict(sorted(components.items()))}
+    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
 
 # --- docs/REFUSALS.md
@@ -357,6 +377,7 @@ def build() -> dict[Path, str]:
     docs = ROOT / "docs"
     return {
         docs / "wire.schema.json": json_schema(),
+        docs / "manifest.schema.json": manifest_schema(),
         docs / "wire.d.ts": typescript(UNIONS),
         docs / "REFUSALS.md": refusals(),
         docs / "WIRE.md": _filled(docs / "WIRE.md", {

@@ -222,12 +222,15 @@ def test_plugins_are_listed_and_shown(home: Path):
 def test_what_hinders_a_registration_is_told(home: Path):
     """`validate` names code, place and remedy, and ends as `register` would."""
     assert gateway("plugins", "validate", str(bundle(home, "1.4.0")), home=home).code == 0
-    wide = bundle(home, "1.5.0", capabilities='capabilities = ["clock.read"]')
+    wide = bundle(home, "1.5.0", memory_mb=2048,
+                  capabilities='capabilities = ["clock.read", "net.connect"]')
     done = gateway("plugins", "validate", str(wide), "--output", "json", home=home)
     assert done.code == 5
     problems = done.document()["problems"]
     assert isinstance(problems, list)
-    assert [one["code"] for one in problems] == ["capability_not_granted"]
+    assert [one["code"] for one in problems] == [
+        "capability_not_granted", "capability_refused", "limit_not_allowed"]
+    assert all(one["found"] and one["expected"] and one["remedy"] for one in problems)
     assert gateway("plugins", "register", str(wide), home=home).code == 5
     stranger = home.parent / "stranger"
     stranger.mkdir(mode=0o700, exist_ok=True)

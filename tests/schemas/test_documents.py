@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -200,3 +201,49 @@ def test_everything_absent_from_a_policy_is_refused() -> None:
     policy = msgspec.json.decode(b"{}", type=Policy)
 
     assert (policy.grants, policy.roots, policy.modules.allowed) == ({}, {}, {})
+
+
+# --- docs/manifest.schema.json
+# ----------------------------------------------------------------
+
+
+def _published() -> dict[str, object]:
+    path = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
+    document = json.loads(path.read_text("utf-8"))
+    assert isinstance(document, dict)
+    return document
+
+
+def test_the_published_manifest_schema_agrees_with_the_decoder() -> None:
+    """docs/manifest.schema.json takes the example and refuses each wrong manifest of this file."""
+    import jsonschema_rs
+
+    validator = jsonschema_rs.validator_for(_published())
+
+    assert validator.is_valid(MANIFEST)
+    assert not validator.is_valid(MANIFEST | {"news": 1})
+    for name, changes in _WRONG_MANIFESTS.items():
+        assert not validator.is_valid(MANIFEST | changes), name
+    for name in MANIFEST:
+        assert not validator.is_valid({k: v for k, v in MANIFEST.items() if k != name}), name
+
+
+def test_every_field_of_a_manifest_has_a_bound_and_says_what_it_is() -> None:
+    """Whoever writes a manifest by the published schema finds each field's unit and bound."""
+    definitions = _published()["$defs"]
+    assert isinstance(definitions, dict)
+    bounds = {"string": "pattern maxLength", "integer": "maximum", "array": "maxItems",
+              "object": "maxProperties"}
+    asked = 0
+    for kind, definition in definitions.items():
+        assert definition["additionalProperties"] is False
+        for name, field in definition["properties"].items():
+            leaves = [field, *field.get("anyOf", ()), field.get("items", {}),
+                      field.get("propertyNames", {})]
+            for leaf in leaves:
+                if leaf.get("type") in bounds:
+                    words = bounds[leaf["type"]].split()
+                    assert any(word in leaf for word in words), f"{kind}.{name}"
+                    assert leaf["description"], f"{kind}.{name}"
+                    asked += 1
+    assert asked > 25
