@@ -26,10 +26,11 @@ from broker.orchestrator.upgrades import (
     registered_version,
 )
 from broker.policy import effective, grant_denied
+from broker.registration import Registrations
 from broker.state import State
 from broker.supervision import Supervision
 from broker.trust.bundles import Bundle
-from broker.trust.json_schemas import compile_schema
+from broker.trust.json_schemas import compile_schema, weigh
 from broker.trust.roots import publisher_key_known
 from broker.trust.signatures import decode_base64, read_envelope
 from broker.trust.validation import Validated, ValidationContext, validate_bundle
@@ -87,6 +88,7 @@ class Administration:
         self._workers = workers
         self._end_revoked = end_revoked
         self._upgrades = upgrades
+        self.registrations = Registrations(state, self._validate, self._conclude)
 
     def handle(self, origin: Origin, request: FromOmega | FromAdmin) -> None:
         """Answer one request whose sender's role has been checked.
@@ -96,16 +98,8 @@ class Administration:
         adds = isinstance(request, RegisterPlugin | EnablePlugin | Approve | Grant)
         if adds and RefusalCode.LOW_SPACE in self._state.degraded:
             self._state.refuse(origin, request.request_id, RefusalCode.LOW_SPACE)
-        elif isinstance(request, RegisterPlugin):
-            self._register(origin, request)
-        elif isinstance(request, ValidateBundle):
-            validated = self._validate(request)
-            manifest = validated.manifest
-            self._state.send(origin, Validation(
-                request_id=request.request_id, problems=tuple(validated.problems),
-                plugin=manifest.id if manifest else None,
-                version=manifest.version if manifest else None,
-            ))
+        elif isinstance(request, RegisterPlugin | ValidateBundle):
+            self.registrations.ask(origin, request)
         elif isinstance(request, EnablePlugin):
             self._upgrades.enable(origin, request)
         elif isinstance(request, DisablePlugin):
@@ -155,6 +149,8 @@ class Administration:
                 known_bundles=inventory.bundles,
                 now_s=state.wall_us // 1_000_000,
                 revoked_keys=inventory.revoked_publisher_keys,
+                # What building a schema costs is found out elsewhere, before it is built here.
+                admit=weigh,
             ),
             request.conformance,
         )
@@ -163,9 +159,22 @@ class Administration:
         record = self._state.inventory.plugins.get(plugin)
         return record.highest or None if record is not None else None
 
-    def _register(self, origin: Origin, request: RegisterPlugin) -> None:
+    def _conclude(
+        self, origin: Origin, request: RegisterPlugin | ValidateBundle, validated: Validated
+    ) -> None:
+        """Answer a request with a bundle, once its schemas were tried."""
+        if isinstance(request, RegisterPlugin):
+            self._register(origin, request, validated)
+            return
+        manifest = validated.manifest
+        self._state.send(origin, Validation(
+            request_id=request.request_id, problems=tuple(validated.problems),
+            plugin=manifest.id if manifest else None,
+            version=manifest.version if manifest else None,
+        ), receipt=True, known_size=request.known_size)
+
+    def _register(self, origin: Origin, request: RegisterPlugin, validated: Validated) -> None:
         state = self._state
-        validated = self._validate(request)
         manifest = validated.manifest
         if validated.problems or manifest is None or validated.bundle is None:
             self._reject(origin, request, validated)

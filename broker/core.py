@@ -170,6 +170,8 @@ class Core:
                 self._pipelines.due(key)
             elif kind == "backoff":
                 self._workers.ensure(state.fleet.named(key))
+            elif kind == "trial":
+                self._administration.registrations.due(key)
             elif kind == "stop":
                 self._stop()
             else:
@@ -390,11 +392,21 @@ class Core:
         return state.take()
 
     def spawn_failed(self, incarnation: str, reason: str, now: int) -> list[Effect]:
-        """A worker's process could not be made."""
+        """A process could not be made: a worker's, or one that tries schemas."""
         worker = self._at(now).fleet.by_incarnation.get(incarnation)
+        if self._administration.registrations.failed(incarnation, reason):
+            return self.state.take()
         if worker is not None:
             worker.exit_detail = codec.printable(reason)
             self._workers.gone(worker, "start_failed", "start_failed")
+        return self.state.take()
+
+    def schemas_tried(
+        self, trial: str, status: int, signal: int, said: bytes, now: int
+    ) -> list[Effect]:
+        """The prober of some schemas ended: what waited for it is registered, or refused."""
+        self._at(now)
+        self._administration.registrations.tried(trial, status, signal, said)
         return self.state.take()
 
     def worker_intruded(self, incarnation: str, now: int) -> list[Effect]:
@@ -473,6 +485,7 @@ class Core:
         if after is None:
             return
         self._pipelines.end_all("abandon")
+        self._administration.registrations.stop()
         for call in list(state.calls.values()):
             self._invocations.finish(call, "abandon", "abandoned", Ending(RefusalCode.ABANDONED))
         for worker in list(state.fleet.by_incarnation.values()):

@@ -72,7 +72,7 @@ class Spawn(msgspec.Struct, frozen=True, gc=False):
 
 
 class Kill(msgspec.Struct, frozen=True, gc=False):
-    """End one worker at once and close its socket."""
+    """End one worker at once and close its socket; or end a trial of schemas."""
 
     incarnation: str
 
@@ -90,6 +90,13 @@ class StoreTrust(msgspec.Struct, frozen=True, gc=False):
     to: Origin
     request: SetTrust
     root: Root
+
+
+class TrySchemas(msgspec.Struct, frozen=True, gc=False):
+    """Have schemas, by content id, compiled and tried in a process of its own; it comes back."""
+
+    trial: str
+    schemas: dict[str, bytes]
 
 
 class Evidence(msgspec.Struct, frozen=True, gc=False):
@@ -111,4 +118,5 @@ class SetKeys(msgspec.Struct, frozen=True, gc=False):
     disconnect: str = ""
 
 
-Effect = Append | Send | Order | Spawn | Kill | StoreBundle | StoreTrust | Evidence | SetKeys
+Stored = StoreBundle | StoreTrust
+Effect = Append | Send | Order | Spawn | Kill | Stored | TrySchemas | Evidence | SetKeys

@@ -46,10 +46,11 @@ from broker.effects import (
     Spawn,
     StoreBundle,
     StoreTrust,
+    TrySchemas,
 )
 from broker.folded import Folded, fold_down, snapshot
 from broker.launchers.external import ExternalLauncher
-from broker.launchers.local import Exited, LocalLauncher, Started
+from broker.launchers.local import Exited, LocalLauncher, Report, Started, StartFailed, Tried
 from broker.ledger.commit import Appended, Ledger
 from broker.policy import approved_modules, grant_values, package_folder
 from broker.shell import BundleStore, Clock, SignalSource, StateStore, TrustStore
@@ -66,7 +67,7 @@ from schemas.events import (
     ReplyUndeliverable,
 )
 from schemas.launch import LaunchDocument
-from schemas.messages import Refusal, Registered, Run, type_name
+from schemas.messages import Refusal, Registered, Run, Validation, type_name
 from schemas.refusals import RefusalCode
 
 TURN_MS_MAX: Final = 1_000
@@ -116,7 +117,8 @@ class Gateway:
         self._clock = clock
         self._last = Appended(0, "")
         self._outbox: list[tuple[Origin | str, bytes, FrameOut]] = []
-        self._after: list[Spawn | Kill | SetKeys | StoreTrust] = []
+        self._after: list[Spawn | Kill | SetKeys | StoreTrust | TrySchemas] = []
+        self._asked: dict[str, Appended] = {}
         self._answers = Answers(ledger, self._unreadable)
         self._leaving: dict[str, _Leaving] = {}
         transport.watch(launcher.fd)
@@ -218,20 +220,24 @@ class Gateway:
             for _ in range(signalled.stops):
                 draining = core.state.gateway != "serving"
                 effects += core.stop(now) if draining else core.drain(now)
-            return effects
-        for report in self._launcher.receive():
-            if isinstance(report, Started):
-                self._transport.admit_worker(report.incarnation, report.pid, os.getuid())
-                effects += core.worker_started(report.incarnation, report.pid, now)
-            elif isinstance(report, Exited):
-                self._leaving[report.incarnation] = _Leaving(
-                    now + SETTLE_MS * 1000, report.status, report.signal
-                )
-                if not self._transport.holds(report.incarnation):
-                    effects += self._left(report.incarnation, now)
-            else:
-                effects += core.spawn_failed(report.incarnation, report.reason, now)
+        else:
+            for report in self._launcher.receive():
+                self.perform(self._reported(report, now))
         return effects
+
+    def _reported(self, report: Report, now: int) -> list[Effect]:
+        name = report.incarnation
+        # What waited for a trial is answered with the event of its own arrival.
+        self._last = self._asked.pop(name, self._last)
+        if isinstance(report, Started):
+            self._transport.admit_worker(name, report.pid, os.getuid())
+            return self._core.worker_started(name, report.pid, now)
+        if isinstance(report, Tried):
+            return self._core.schemas_tried(name, report.status, report.signal, report.said, now)
+        if isinstance(report, Exited):
+            self._leaving[name] = _Leaving(now + SETTLE_MS * 1000, report.status, report.signal)
+            return [] if self._transport.holds(name) else self._left(name, now)
+        return self._core.spawn_failed(name, report.reason, now)
 
     # --- performing ---
 
@@ -283,6 +289,8 @@ class Gateway:
                 answer = self._answers.evidence(effect)
                 self._send(Send(effect.to, answer, receipt=True, known_size=effect.known_size))
             else:
+                if isinstance(effect, TrySchemas):
+                    self._asked[effect.trial] = self._last
                 self._after.append(effect)
 
     def _not_stored(
@@ -322,6 +330,9 @@ class Gateway:
 
     def _send(self, effect: Send) -> None:
         message = effect.message
+        if isinstance(message, Validation) and message.request_id is not None:
+            # Where nothing was reported: the gateway stops.
+            self._last = self._asked.pop(message.request_id.replace("-", ""), self._last)
         if effect.receipt:
             receipt = self._answers.receipt(self._last, effect.known_size)
             message = msgspec.structs.replace(message, receipt=receipt)
@@ -369,6 +380,8 @@ class Gateway:
                 self._external.withdraw(effect.incarnation)
             elif isinstance(effect, StoreTrust):
                 self._trust.install()
+            elif isinstance(effect, TrySchemas):
+                self._try_schemas(effect)
             else:
                 self._transport.set_keys(effect.front, effect.keys, disconnect=effect.disconnect)
         if ledger.roll_due:
@@ -391,6 +404,13 @@ class Gateway:
             self.perform(self._core.client_gone(event.request_id, self._clock.tick()))
         if isinstance(to, str) and outcome == "full":
             self.perform(self._core.worker_exited(to, None, None, self._clock.tick()))
+
+    def _try_schemas(self, effect: TrySchemas) -> None:
+        try:
+            self._launcher.try_schemas(effect.trial, effect.schemas)
+        except OSError as error:
+            failed = StartFailed(effect.trial, error.strerror or "no memory")
+            self.perform(self._reported(failed, self._clock.tick()))
 
     def _spawn(self, effect: Spawn) -> None:
         """Start one worker; where the machine does not let us, the core hears of it."""

@@ -174,6 +174,22 @@ def seal_launcher() -> None:
     _expect_refused("landlock", _LANDLOCK_HINT, _try_bind)
 
 
+def seal_prober() -> None:
+    """Seal this process as a prober: it opens no file, makes no socket and runs nothing any more.
+
+    Raises:
+        SealUnavailable: as `seal_broker`.
+    """
+    _expect_one_thread()
+    _drop_capabilities(frozenset())
+    _no_new_privileges()
+    _restrict(FILE_RIGHTS, {}, ())
+    _install_filter(_broker_filter(tcp=False))
+    refuse_connections()
+    _expect_refused("landlock", _LANDLOCK_HINT, lambda: os.close(os.open("/", os.O_RDONLY)))
+    _expect_refused("seccomp", _SECCOMP_HINT, _try_fork)
+
+
 def landlock_abi() -> int:
     """The kernel's Landlock version; refuses one below `ABI_MIN`."""
     version = _require("landlock", _LANDLOCK_HINT, _CREATE_RULESET, 0, 0, 1)

@@ -35,7 +35,7 @@ from schemas.trust import TrustRoot
 
 TimerKind = Literal[
     "call", "pipeline", "presence", "start", "backoff", "abort", "ping", "drain", "renew",
-    "witness", "stop",
+    "witness", "trial", "stop",
 ]
 
 

@@ -166,11 +166,13 @@ def _roles(history: History, event: Event) -> Finding | None:
     actor = str(getattr(fields, "actor", ""))
     if isinstance(fields, _OF_THE_HOME) and actor in ("home", "gateway"):
         return None
-    if not history.holds_role(actor, "operator"):
+    # What waited for the trial of its schemas may be refused because its key is gone by now.
+    parting = isinstance(fields, PluginReject) and fields.code == "key_revoked"
+    if not parting and not history.holds_role(actor, "operator"):
         return "a key of an operator that was not revoked", key_words(history, actor)
     heard, wanted = history.heard.get(actor), _ASKED_BY[type(fields)]
-    if isinstance(fields, PluginEnable):
-        # A version takes over when its worker was witnessed; who asked may have asked more since.
+    if isinstance(fields, PluginEnable | PluginRegister | PluginReject):
+        # These wait for a witness or a prober; who asked may have asked more since.
         heard = next((frame for (peer, _), frame in history.pending.items()
                       if peer == actor and frame.type in wanted), heard)
     if heard is None or heard.type not in wanted:

@@ -10,17 +10,32 @@ It leaves back-off, deadlines and what an exit means to the core.
 from __future__ import annotations
 
 import collections
+import fcntl
 import os
 import socket
+import struct
 import subprocess
 from typing import Final
 
+import msgspec
+
 from broker.launchers import orders
-from broker.launchers.orders import Exited, Kill, Report, Start, Started, StartFailed
+from broker.launchers.orders import (
+    Exited,
+    Kill,
+    Report,
+    Start,
+    Started,
+    StartFailed,
+    Tried,
+    Try,
+)
 from broker.launchers.process import INTERPRETER, worker_environment
 from broker.seal import SealUnavailable
 
-__all__ = ["Exited", "LauncherLost", "LocalLauncher", "Report", "StartFailed", "Started"]
+__all__ = [
+    "Exited", "LauncherLost", "LocalLauncher", "Report", "StartFailed", "Started", "Tried",
+]
 
 REPORTS_PER_TURN: Final = 256
 ORDERS_WAITING_MAX: Final = 4096
@@ -42,7 +57,7 @@ class LocalLauncher:
         self._channel = channel
         self._process = process
         self._life = life
-        self._waiting: collections.deque[bytes] = collections.deque()
+        self._waiting: collections.deque[tuple[bytes, int | None]] = collections.deque()
         self._running: set[str] = set()
 
     @classmethod
@@ -109,8 +124,26 @@ class LocalLauncher:
         """
         self._order(Start(incarnation, document))
 
+    def try_schemas(self, trial: str, schemas: dict[str, bytes]) -> None:
+        """Ask for one trial of schemas; a `Tried` or `StartFailed` follows.
+
+        Args:
+            trial: 32 hex digits; no trial and no worker of that name runs.
+            schemas: the bytes of each by its content id.
+
+        Raises:
+            OSError: there is no memory, or no descriptor, for handing them over.
+            LauncherLost: the launcher takes no orders any more.
+        """
+        descriptor = os.memfd_create("schemas", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(msgspec.msgpack.encode(schemas))
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        self._order(Try(trial), descriptor)
+
     def kill(self, incarnation: str) -> None:
-        """Ask for the end of one worker; an `Exited` follows unless it came before.
+        """Ask for the end of one worker or trial; its report follows unless it came before.
 
         Raises:
             LauncherLost: the launcher takes no orders any more.
@@ -153,20 +186,27 @@ class LocalLauncher:
         os.close(self._life)
         self._process.wait(START_S)
 
-    def _order(self, order: orders.Order) -> None:
+    def _order(self, order: orders.Order, descriptor: int | None = None) -> None:
         if len(self._waiting) >= ORDERS_WAITING_MAX:
             raise LauncherLost("the launcher does not take orders")
-        self._waiting.append(orders.encode(order))
+        self._waiting.append((orders.encode(order), descriptor))
         self._flush()
 
     def _flush(self) -> None:
         """Send what the socket takes. A launcher with a full socket has reports to make, and the
         next of them comes back here."""
         while self._waiting:
+            packet, descriptor = self._waiting[0]
+            handed = [] if descriptor is None else [descriptor]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", one))
+                      for one in handed]
             try:
-                self._channel.send(self._waiting[0], socket.MSG_DONTWAIT)
+                # socket.send_fds does not pass flags on, and a send that waits stops the loop.
+                self._channel.sendmsg([packet], rights, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except ConnectionError:
                 raise LauncherLost("the launcher ended") from None
             self._waiting.popleft()
+            for sent in handed:
+                os.close(sent)

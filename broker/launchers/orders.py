@@ -1,8 +1,8 @@
-"""What the broker and its launcher say to each other: five small messages, one per packet.
+"""What the broker and its launcher say to each other: seven small messages, one per packet.
 
 Rules this file keeps: each side has its own decoder, strict and bounded, so that a sealed broker
-that has been taken over can ask for a worker and for its end, and for nothing else. It leaves the
-launch document itself to the worker that reads it.
+that has been taken over can ask for a worker or a trial and for its end, and for nothing else. It
+leaves the launch document itself to the worker that reads it, and schemas to the prober.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from schemas.launch import LAUNCH_BYTES_MAX
 from schemas.names import Incarnation, ShortText
 
 PACKET_BYTES_MAX: Final = LAUNCH_BYTES_MAX + 1024
+VERDICT_BYTES_MAX: Final = 4096
 
 
 class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="start"):
@@ -26,8 +27,17 @@ class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="start"
     document: Annotated[bytes, Meta(min_length=1, max_length=LAUNCH_BYTES_MAX)]
 
 
+class Try(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="try"):
+    """Start a prober on the schemas of the memory file whose descriptor comes along.
+
+    `incarnation` names the trial.
+    """
+
+    incarnation: Incarnation
+
+
 class Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="kill"):
-    """End a worker at once; unknown incarnations have ended already."""
+    """End a worker or a trial at once; unknown ones have ended already."""
 
     incarnation: Incarnation
 
@@ -51,8 +61,17 @@ class Started(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="star
     pid: Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
+class Tried(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tried"):
+    """A prober ended: with an exit `status`, or killed by `signal`; and what it `said`."""
+
+    incarnation: Incarnation
+    status: Annotated[int, Meta(ge=0, le=255)]
+    signal: Annotated[int, Meta(ge=0, le=64)]
+    said: Annotated[bytes, Meta(max_length=VERDICT_BYTES_MAX)]
+
+
 class StartFailed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="start_failed"):
-    """No process was started, and why."""
+    """No process was started, neither worker nor prober, and why."""
 
     incarnation: Incarnation
     reason: ShortText
@@ -66,8 +85,8 @@ class Exited(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="exite
     signal: Annotated[int, Meta(ge=0, le=64)]
 
 
-Order = Start | Kill
-Report = Started | StartFailed | Exited
+Order = Start | Try | Kill
+Report = Started | StartFailed | Exited | Tried
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_order: Final = msgspec.msgpack.Decoder(Order).decode
@@ -88,3 +107,18 @@ def receive(channel: socket.socket, flags: int = 0) -> bytes:
     except ConnectionError:
         return b""
     return packet if len(packet) <= PACKET_BYTES_MAX else b""
+
+
+def receive_order(channel: socket.socket) -> tuple[bytes, int | None]:
+    """Take one packet and the descriptor that came along with it, which is the caller's to close.
+
+    Packets as `receive` gives them; a descriptor is not handed on to programs that are run.
+    """
+    try:
+        packet, descriptors, _, _ = socket.recv_fds(
+            channel, PACKET_BYTES_MAX + 1, 1, socket.MSG_CMSG_CLOEXEC
+        )
+    except ConnectionError:
+        return b"", None
+    came = descriptors[0] if descriptors else None
+    return (packet if len(packet) <= PACKET_BYTES_MAX else b""), came

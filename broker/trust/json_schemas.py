@@ -18,6 +18,7 @@ validation; docs/decisions/0014.
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeGuard
 
@@ -91,12 +92,42 @@ def admit(schema: bytes) -> None:
     compile_schema(schema)
 
 
+def weigh(schema: bytes) -> None:
+    """Accept a schema as far as can be told without building it: in time linear in its size.
+
+    Raises:
+        TrustRefused: as `admit`.
+    """
+    _weighed(schema)
+
+
 def compile_schema(schema: bytes) -> Validator:
     """Admit a schema and build its validator; it need not have been admitted before.
+
+    Versions that have a schema in common share one validator for as long as one of them is held.
 
     Raises:
         TrustRefused: `schema_not_admitted`, with the path inside the schema in `where`.
     """
+    shared = _shared.get(schema)
+    if shared is None:
+        walk = _weighed(schema)
+        shared = _shared[schema] = Validator(build(walk.root), walk.property_names)
+    return shared
+
+
+def build(document: dict[str, JsonValue]) -> jsonschema_rs.Draft202012Validator:
+    """Build a validator of a decoded schema, which was weighed or is built to be tried.
+
+    Raises:
+        TrustRefused: `schema_not_admitted`, with the path inside the schema in `where`.
+    """
+    # Built as it was written first, so that mistakes are told in its author's own places.
+    _build(document)
+    return _build(_engine_form(document))
+
+
+def _weighed(schema: bytes) -> _Walk:
     try:
         document = check_canonical(
             schema, bytes_max=SCHEMA_BYTES_MAX, slow_bytes_max=SCHEMA_BYTES_MAX,
@@ -104,10 +135,7 @@ def compile_schema(schema: bytes) -> Validator:
         )
     except InvalidJson as error:
         raise _refused(str(error), "$") from None
-    walk = _Walk(document)
-    # Built as it was written first, so that mistakes are told in its author's own places.
-    _build(walk.root)
-    return Validator(_build(_engine_form(walk.root)), walk.property_names)
+    return _Walk(document)
 
 
 def _engine_form(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -191,6 +219,9 @@ class Validator:
         except jsonschema_rs.ValidationError as error:
             return f"{_path(error.instance_path, self._names)} ({_keyword(error.kind)})"
         return None
+
+
+_shared: Final[weakref.WeakValueDictionary[bytes, Validator]] = weakref.WeakValueDictionary()
 
 
 def _keyword(kind: jsonschema_rs.ValidationErrorKind) -> str:

@@ -57,7 +57,8 @@ class ValidationContext:
     `granted` maps a plugin to the capabilities granted by request, `highest_version` gives the
     highest version a plugin ever had, `known_bundles` holds the SHA-256 of every bundle that was
     ever registered, `now_s` is in seconds since 1970. `revoked_keys` are ids of keys taken back by
-    request, beyond those that the trust root revokes.
+    request, beyond those that the trust root revokes. `admit` refuses a schema; where building one
+    must not be waited for, it is `weigh`, and whoever asks has the schemas tried elsewhere.
     """
 
     domain: Domain
@@ -69,6 +70,7 @@ class ValidationContext:
     now_s: int
     api_version: str = API_VERSION
     revoked_keys: Container[str] = frozenset()
+    admit: Callable[[bytes], None] = admit
 
 
 class Validated(NamedTuple):
@@ -223,11 +225,13 @@ def _meaning(
 ) -> Iterator[Problem]:
     """Every rule about a manifest that was parsed, each for itself."""
     yield from _identity(manifest, bundle, context)
-    yield from own_problems(manifest, bundle)
+    yield from own_problems(manifest, bundle, context.admit)
     yield from _wishes(manifest, context)
 
 
-def own_problems(manifest: PluginManifest, bundle: Bundle) -> Iterator[Problem]:
+def own_problems(
+    manifest: PluginManifest, bundle: Bundle, admit: Callable[[bytes], None] = admit
+) -> Iterator[Problem]:
     """Every rule that needs no other knowledge than the bundle itself; packing asks these too."""
     for field in ("version", "api_version"):
         text = getattr(manifest, field)
@@ -244,7 +248,7 @@ def own_problems(manifest: PluginManifest, bundle: Bundle) -> Iterator[Problem]:
             )
     yield from _files(manifest, bundle)
     yield from _methods(manifest)
-    yield from _schemas(manifest)
+    yield from _schemas(manifest, admit)
 
 
 def _identity(
@@ -356,7 +360,7 @@ def _payload(spec: PayloadSpec, where: str, manifest: PluginManifest) -> Iterato
             )
 
 
-def _schemas(manifest: PluginManifest) -> Iterator[Problem]:
+def _schemas(manifest: PluginManifest, admit: Callable[[bytes], None]) -> Iterator[Problem]:
     used = {
         spec.schema
         for method in manifest.methods.values()

@@ -49,6 +49,7 @@ from schemas.messages import (
     SetTrust,
     Step,
     StepOutput,
+    ValidateBundle,
 )
 from schemas.payloads import JSONPayload, TextPayload
 from schemas.pipelines import step_request_id
@@ -109,6 +110,7 @@ class Stage:
         self.inbox: dict[str, list[msgspec.Struct]] = {}
         self.asked = 0
         self.shown = 0
+        self.probers = "quick"
         self.begin()
         self.commands: dict[str, Callable[..., Arrival | None]] = {
             "register": self.register, "enable": self.enable, "disable": self.disable,
@@ -123,6 +125,8 @@ class Stage:
             "progress": self.progress, "bye": self.bye, "garbage": self.garbage,
             "request": self.request, "hang-up": self.hang_up, "terminate": self.terminate,
             "room": self.room, "trust": self.set_trust,
+            "probers": self.become, "tried": self.tried,
+            "validate": self.validate, "listen": lambda: Readable(LAUNCHER_FD),
         }
 
     def begin(self) -> None:
@@ -239,6 +243,10 @@ class Stage:
         except LedgerFailure:
             told.append("the ledger failed: nothing was sent, the process ends with 74")
             del self.ledger.events[self.ledger.durable :]
+        else:
+            if self.probers == "quick" and self.launcher.trials:
+                self.launcher.tried()
+                self.gateway.turn([Readable(LAUNCHER_FD)])
         events = self.ledger.events[self.shown :]
         self.shown = len(self.ledger.events)
         told += [self.show(event.fields) for event in events]
@@ -406,6 +414,22 @@ class Stage:
         """The operator's shell sends SIGTERM."""
         self.signals.waiting += 1
         return Readable(SIGNALS_FD)
+
+    def validate(self, plugin: str, version: str) -> Arrival:
+        """An operator asks what hinders a version."""
+        return self.from_operator(
+            ValidateBundle(request_id=self.uuid(), bundle=bundle(plugin, version)))
+
+    def become(self, word: str) -> None:
+        """From now on schemas are tried `quick`, in the same turn, or `slow`, when told."""
+        self.probers = word
+
+    def tried(self, outcome: str) -> Arrival:
+        """The prober that runs `fits`, finds `trouble`, or is ended by a `signal=N`."""
+        said = {"fits": b'{"fits":true}', "trouble": b'{"schema":"x","sentence":"too slow"}'}
+        number = int(outcome.removeprefix("signal=")) if "=" in outcome else 0
+        self.launcher.tried(said.get(outcome, b""), 0, number)
+        return Readable(LAUNCHER_FD)
 
     def room(self, word: str) -> None:
         """The ledger's volume becomes `short` of room, or has `enough` again."""

@@ -65,10 +65,13 @@ GRANTED = {"beta": ("artifact.read",)}
 
 @functools.cache
 def bundle(plugin: str, version: str) -> bytes:
-    """Make one real signed bundle, once."""
+    """Make one real signed bundle, once; each version of `delta` has a schema of its own."""
+    schema: dict[str, object] | None = None
+    if plugin == "delta":
+        schema = {"type": "object", "title": version}
     return signed_bundle(
         plugin, version, concurrency=3 if version == WIDER else 2,
-        capabilities=GRANTED.get(plugin, ()),
+        capabilities=GRANTED.get(plugin, ()), schema=schema,
     )
 
 
@@ -91,6 +94,8 @@ class Clients:
     sent: list[str]
     pipelines: dict[str, InvokePipeline]
     cancels: dict[str, str]
+    registering: dict[str, str]
+    """Versions of `delta` that are to be registered or validated, by request."""
 
     def uuid(self) -> str:
         """Make a request id."""
@@ -138,6 +143,7 @@ class Clients:
             Grant(request_id=ask, plugin=plugin, capability="env.read:HOME"),
             Grant(request_id=ask, plugin=plugin, capability="net.connect"),
             RegisterPlugin(request_id=ask, bundle=bundle(plugin, version)),
+            *[self.registration(ask)] * 2,
             RegisterPlugin(request_id=ask, bundle=self.random.randbytes(40)),
             ValidateBundle(request_id=ask, bundle=b"PK"),
             Status(request_id=ask), ListPlugins(request_id=ask, limit=1),
@@ -202,6 +208,13 @@ class Clients:
         if roll == 6:
             mutated = self.random.randbytes(self.random.randint(0, 60))
         return self.framed(key, mutated, self.random.choice(("front.omega", "front.admin")))
+
+    def registration(self, ask: str) -> RegisterPlugin | ValidateBundle:
+        """Send a bundle whose schemas nobody has tried, unless it was registered before."""
+        version = f"1.0.{self.random.randint(0, 9)}"
+        kind = RegisterPlugin if self.random.random() < 0.7 else ValidateBundle
+        self.registering[ask] = version
+        return kind(request_id=ask, bundle=bundle("delta", version))
 
     def invocation(self) -> Invoke:
         """Make an invocation, mostly one that fits."""

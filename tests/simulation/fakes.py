@@ -18,7 +18,7 @@ import msgspec
 
 from broker.effects import Origin
 from broker.folded import Folded, vouched
-from broker.launchers.orders import Exited, Report, Started, StartFailed
+from broker.launchers.orders import Exited, Report, Started, StartFailed, Tried
 from broker.ledger.commit import Appended
 from broker.ledger.errors import LedgerFailure, PositionUnknown
 from broker.reload import Settings
@@ -265,6 +265,7 @@ class FakeLauncher:
         self.launched: list[str] = []
         self.documents: dict[str, LaunchDocument] = {}
         self.killed: set[str] = set()
+        self.trials: list[str] = []
         self.reports: list[Report] = []
 
     def launch(self, incarnation: str, document: bytes) -> None:
@@ -272,8 +273,21 @@ class FakeLauncher:
         self.launched.append(incarnation)
         self.documents[incarnation] = msgspec.json.decode(document, type=LaunchDocument)
 
+    def try_schemas(self, trial: str, schemas: dict[str, bytes]) -> None:
+        """Take an order to try schemas; a trial waits until those before it have ended."""
+        require(schemas, "a trial of nothing was asked for")
+        self.trials.append(trial)
+
+    def tried(self, said: bytes = b'{"fits":true}', status: int = 0, signal: int = 0) -> None:
+        """Let the trial that runs come to this end."""
+        self.reports.append(Tried(self.trials.pop(0), status, signal, said))
+
     def kill(self, incarnation: str) -> None:
-        """Take an order to kill."""
+        """Take an order to kill; a prober's end is reported, as the world does for a worker's."""
+        if incarnation in self.trials:
+            self.trials.remove(incarnation)
+            self.reports.append(Tried(incarnation, 0, 9, b""))
+            return
         self.killed.add(incarnation)
 
     def runs(self, incarnation: str) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import random
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -81,6 +80,7 @@ from tests.simulation.fakes import (
 )
 from tests.simulation.openings import opening
 from tests.simulation.pasts import begin_with_past
+from tests.simulation.peers import ENDS, Peer, end_trial
 from tests.simulation.settings import ATTESTATION, CONFIG, KEY, POLICY, USAGE, other_settings
 from tests.simulation.trusts import FIRST
 
@@ -95,21 +95,6 @@ def loaded(plugin: str, version: str) -> LoadedPlugin:
     assert validated.manifest is not None
     assert validated.bundle is not None
     return loaded_plugin(validated.manifest, validated.bundle)
-
-
-@dataclass
-class Peer:
-    """One worker process as the world plays it."""
-
-    incarnation: str
-    pool_size: int
-    role: str
-    said: bool = False
-    probes: list[Probe] = field(default_factory=list)
-    pings: list[Ping] = field(default_factory=list)
-    runs: dict[int, Run] = field(default_factory=dict)
-    aborted: list[int] = field(default_factory=list)
-    draining: bool = False
 
 
 def known_keys() -> dict[str, KnownKey]:
@@ -144,7 +129,7 @@ class World(Clients):
         for plugin, version in PLUGINS:
             self.ask("c" * 16, RegisterPlugin(request_id=self.uuid(),
                                               bundle=bundle(plugin, version)))
-            self.turn([])
+            end_trial(self)
 
     # --- one life of the gateway ---
 
@@ -167,6 +152,7 @@ class World(Clients):
         self.sent: list[str] = []
         self.pipelines: dict[str, InvokePipeline] = {}
         self.cancels: dict[str, str] = {}
+        self.registering: dict[str, str] = {}
         self.watch()
         for fields in opening(self.ledger.events, self.core):
             self.gateway.append(fields)
@@ -274,6 +260,7 @@ class World(Clients):
                 peer.draining = True
         self.transport.orders.clear()
         for _, reply in self.transport.replies:
+            self.registering.pop(reply.request_id or "", None)
             if isinstance(reply, PipelineResult):
                 self.check_pipeline(reply)
             elif isinstance(reply, Cancelled) and reply.outcome == "cancelled":
@@ -323,6 +310,8 @@ class World(Clients):
             self.clock.mono += 4_000_000
         if self.core.state.gateway == "stopped":
             self.close()
+        if self.random.random() < 0.05:
+            end_trial(self, self.random.choice(ENDS))
         arrivals: list[Arrival] = []
         for _ in range(self.random.randint(1, 3)):
             arrival = (
@@ -461,6 +450,9 @@ class World(Clients):
         for _ in range(40):
             self.clock.mono += 5_000_000
             self.turn([])
+            end_trial(self, self.random.choice(ENDS))
+        stopped = self.core.state.gateway == "stopped"
+        require(stopped or not self.registering, "a bundle's request was never answered")
         require(not self.checks.open, f"{len(self.checks.open)} invocations never ended")
         require(not self.checks.pipelines, "a pipeline was never answered")
         require(not self.checks.upgrading, "who asked for an upgrade was never answered")

@@ -50,6 +50,7 @@ def manifest(
     concurrency: int = 4,
     schema: dict[str, object] | None = None,
     capabilities: tuple[str, ...] = (),
+    publisher: str = "house",
 ) -> bytes:
     """Write a manifest with a JSON method `work`, a text method `read` and a keys method `pick`."""
     schema = schema if schema is not None else {
@@ -65,7 +66,7 @@ def manifest(
         "version": version,
         "api_version": "1.0.0",
         "domain": domain,
-        "publisher": "house",
+        "publisher": publisher,
         "description": "Answers with what it was given.",
         "entry": "plugin.py",
         "methods": {
@@ -90,10 +91,11 @@ def manifest(
 def signed_bundle(
     plugin: str, version: str, *, domain: Domain = "development", concurrency: int = 4,
     source: bytes = b"from sandbox_worker.sdk import method\n", seed: bytes = PUBLISHER_SEED,
-    capabilities: tuple[str, ...] = (),
+    capabilities: tuple[str, ...] = (), schema: dict[str, object] | None = None,
+    publisher: str = "house",
 ) -> bytes:
     """Pack and sign one plugin version."""
     files = {"plugin.py": source}
     payload = manifest(plugin, version, files, domain=domain, concurrency=concurrency,
-                       capabilities=capabilities)
+                       capabilities=capabilities, schema=schema, publisher=publisher)
     return write_bundle(files, sign_envelope(payload, PAYLOAD_TYPES[domain], [seed]))
