@@ -51,8 +51,8 @@ from broker.effects import (
 from broker.folded import Folded, fold_down, snapshot
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import Exited, LocalLauncher, Report, Started, StartFailed, Tried
+from broker.launching import Surroundings, launch_document
 from broker.ledger.commit import Appended, Ledger
-from broker.policy import approved_modules, grant_values, package_folder
 from broker.shell import BundleStore, Clock, SignalSource, StateStore, TrustStore
 from broker.sockets import TransportRefused
 from broker.transport import SendOutcome, Transport
@@ -66,12 +66,10 @@ from schemas.events import (
     PluginReject,
     ReplyUndeliverable,
 )
-from schemas.launch import LaunchDocument
 from schemas.messages import Refusal, Registered, Run, Validation, type_name
 from schemas.refusals import RefusalCode
 
 TURN_MS_MAX: Final = 1_000
-LAUNCH_VALID_US: Final = 60_000_000
 KEEP_ALIVE: Final = "keep_alive"
 SETTLE_MS: Final = 250
 """How long the second of a worker's two ends, connection and process, is waited for."""
@@ -226,8 +224,8 @@ class Gateway:
         return effects
 
     def _reported(self, report: Report, now: int) -> list[Effect]:
+        """Tell the core; what waited for a trial has the receipt of its own arrival."""
         name = report.incarnation
-        # What waited for a trial is answered with the event of its own arrival.
         self._last = self._asked.pop(name, self._last)
         if isinstance(report, Started):
             self._transport.admit_worker(name, report.pid, os.getuid())
@@ -331,7 +329,6 @@ class Gateway:
     def _send(self, effect: Send) -> None:
         message = effect.message
         if isinstance(message, Validation) and message.request_id is not None:
-            # Where nothing was reported: the gateway stops.
             self._last = self._asked.pop(message.request_id.replace("-", ""), self._last)
         if effect.receipt:
             receipt = self._answers.receipt(self._last, effect.known_size)
@@ -409,8 +406,7 @@ class Gateway:
         try:
             self._launcher.try_schemas(effect.trial, effect.schemas)
         except OSError as error:
-            failed = StartFailed(effect.trial, error.strerror or "no memory")
-            self.perform(self._reported(failed, self._clock.tick()))
+            self.perform(self._reported(StartFailed(effect.trial, str(error)), self._clock.tick()))
 
     def _spawn(self, effect: Spawn) -> None:
         """Start one worker; where the machine does not let us, the core hears of it."""
@@ -422,33 +418,11 @@ class Gateway:
             self.perform(self._core.spawn_failed(effect.incarnation, str(error), now))
 
     def _launch(self, effect: Spawn) -> None:
-        endpoint = self._transport.open_worker(effect.incarnation)
-        state = self._core.state
-        workers = state.config.workers
-        manifest = state.plugins[effect.plugin, effect.version].manifest
-        document = LaunchDocument(
-            format="omega-launch/1",
-            incarnation=effect.incarnation,
-            plugin=effect.plugin,
-            version=effect.version,
-            plugin_digest=effect.bundle_sha256,
-            bundle=self._bundles.path(effect.bundle_sha256),
-            endpoint=endpoint.endpoint,
-            server_key=endpoint.server_key,
-            worker_secret_key=endpoint.worker_secret_key,
-            limits=effect.limits,
-            grants=effect.grants,
-            grant_values=grant_values(effect.grants, state.policy, self._artifacts),
-            artifact_bytes_max=state.policy.limits.artifact_bytes_max,
-            modules=approved_modules(effect.plugin, manifest.modules, state.policy),
-            packages=package_folder(effect.plugin, state.policy),
-            expires_at_us=self._clock.wall_us() + LAUNCH_VALID_US,
-            calls_max=workers.calls_max,
-            minutes_max=workers.minutes_max,
-            pool_size=effect.pool_size,
-            role=effect.role,
-        )
-        data = msgspec.json.encode(document)
+        at = self._transport.open_worker(effect.incarnation)
+        data = launch_document(effect, self._core.state, Surroundings(
+            at.endpoint, at.server_key, at.worker_secret_key,
+            self._bundles.path(effect.bundle_sha256), self._artifacts, self._clock.wall_us(),
+        ))
         if effect.launcher == "external":
             self._transport.admit_worker(effect.incarnation, None, os.getuid())
             self._external.launch(effect.incarnation, effect.plugin, data)
