@@ -401,12 +401,10 @@ class Core:
             self._workers.gone(worker, "start_failed", "start_failed")
         return self.state.take()
 
-    def schemas_tried(
-        self, trial: str, status: int, signal: int, said: bytes, now: int
-    ) -> list[Effect]:
+    def schemas_tried(self, trial: str, end: tuple[int, int, bytes], now: int) -> list[Effect]:
         """The prober of some schemas ended: what waited for it is registered, or refused."""
         self._at(now)
-        self._administration.registrations.tried(trial, status, signal, said)
+        self._administration.registrations.tried(trial, *end)
         return self.state.take()
 
     def worker_intruded(self, incarnation: str, now: int) -> list[Effect]:

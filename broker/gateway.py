@@ -231,7 +231,8 @@ class Gateway:
             self._transport.admit_worker(name, report.pid, os.getuid())
             return self._core.worker_started(name, report.pid, now)
         if isinstance(report, Tried):
-            return self._core.schemas_tried(name, report.status, report.signal, report.said, now)
+            end = report.status, report.signal, report.said
+            return self._core.schemas_tried(name, end, now)
         if isinstance(report, Exited):
             self._leaving[name] = _Leaving(now + SETTLE_MS * 1000, report.status, report.signal)
             return [] if self._transport.holds(name) else self._left(name, now)

@@ -43,19 +43,18 @@ from schemas.messages import (
     ProbeReport,
     Ready,
     Refusal,
-    RegisterPlugin,
     Revoke,
     Run,
     SetTrust,
     Step,
     StepOutput,
-    ValidateBundle,
 )
 from schemas.payloads import JSONPayload, TextPayload
 from schemas.pipelines import step_request_id
 from schemas.policy import Policy, Quotas
 from schemas.witness import PROBES
-from tests.simulation.clients import KEYS, bundle, difference_digest
+from tests.scenarios.registering import Registering
+from tests.simulation.clients import KEYS, difference_digest
 from tests.simulation.fakes import (
     LAUNCHER_FD,
     SIGNALS_FD,
@@ -93,7 +92,7 @@ HIDDEN = {"bytes", "plane", "bundle_sha256", "input_commitment", "output_commitm
           "previous_sha256", "output_kind", "input_bytes", "output_bytes", "launcher", "probe"}
 
 
-class Stage:
+class Stage(Registering):
     """One gateway on a stage."""
 
     def __init__(self) -> None:
@@ -288,11 +287,6 @@ class Stage:
         """Put a message on front.admin."""
         return FrontFrames(Origin("front.admin", key, b"p"), [codec.encode(message)])
 
-    def register(self, plugin: str, version: str) -> Arrival:
-        """An operator registers a version."""
-        return self.from_operator(
-            RegisterPlugin(request_id=self.uuid(), bundle=bundle(plugin, version)))
-
     def enable(self, plugin: str, version: str) -> Arrival:
         """An operator enables a version."""
         return self.from_operator(
@@ -414,22 +408,6 @@ class Stage:
         """The operator's shell sends SIGTERM."""
         self.signals.waiting += 1
         return Readable(SIGNALS_FD)
-
-    def validate(self, plugin: str, version: str) -> Arrival:
-        """An operator asks what hinders a version."""
-        return self.from_operator(
-            ValidateBundle(request_id=self.uuid(), bundle=bundle(plugin, version)))
-
-    def become(self, word: str) -> None:
-        """From now on schemas are tried `quick`, in the same turn, or `slow`, when told."""
-        self.probers = word
-
-    def tried(self, outcome: str) -> Arrival:
-        """The prober that runs `fits`, finds `trouble`, or is ended by a `signal=N`."""
-        said = {"fits": b'{"fits":true}', "trouble": b'{"schema":"x","sentence":"too slow"}'}
-        number = int(outcome.removeprefix("signal=")) if "=" in outcome else 0
-        self.launcher.tried(said.get(outcome, b""), 0, number)
-        return Readable(LAUNCHER_FD)
 
     def room(self, word: str) -> None:
         """The ledger's volume becomes `short` of room, or has `enough` again."""
