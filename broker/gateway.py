@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from broker.answers import UNREADABLE, Answers, refusal
+from broker.answers import UNREADABLE, Answers
 from broker.arrivals import (
     Arrival,
     EndpointEnded,
@@ -53,6 +53,7 @@ from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import Exited, LocalLauncher, Report, Started, StartFailed, Tried
 from broker.launching import Surroundings, launch_document
 from broker.ledger.commit import Appended, Ledger
+from broker.registration import not_stored
 from broker.shell import BundleStore, Clock, SignalSource, StateStore, TrustStore
 from broker.sockets import TransportRefused
 from broker.transport import SendOutcome, Transport
@@ -63,11 +64,9 @@ from schemas.events import (
     FrameOut,
     GatewayDegraded,
     LedgerClose,
-    PluginReject,
     ReplyUndeliverable,
 )
-from schemas.messages import Refusal, Registered, Run, Validation, type_name
-from schemas.refusals import RefusalCode
+from schemas.messages import Refusal, Run, Validation, type_name
 
 TURN_MS_MAX: Final = 1_000
 KEEP_ALIVE: Final = "keep_alive"
@@ -280,7 +279,7 @@ class Gateway:
                     self._bundles.store(effect.bundle_sha256, effect.data)
                 except OSError as error:
                     # Nothing that this bundle's registration would bring about happens.
-                    self._not_stored(effect, effects, error)
+                    self.perform(not_stored(self._core.state, effects, error))
                     return
             elif isinstance(effect, StoreTrust):
                 self._store_trust(effect)
@@ -291,23 +290,6 @@ class Gateway:
                 if isinstance(effect, TrySchemas):
                     self._asked[effect.trial] = self._last
                 self._after.append(effect)
-
-    def _not_stored(
-        self, effect: StoreBundle, effects: list[Effect], error: OSError
-    ) -> None:
-        """Refuse a bundle that the volume does not take, and forget that it was accepted."""
-        for reply in effects:
-            if isinstance(reply, Send) and isinstance(reply.message, Registered):
-                registered = reply.message
-                self._core.state.plugins.pop((registered.plugin, registered.version), None)
-                self._last = self.append(PluginReject(
-                    bundle_sha256=effect.bundle_sha256, code=RefusalCode.LOW_SPACE,
-                    plugin=registered.plugin, version=registered.version, actor=reply.to.key_id,
-                ))
-                self._send(msgspec.structs.replace(reply, message=refusal(
-                    registered.request_id, RefusalCode.LOW_SPACE,
-                    f"the bundle cannot be stored ({error.strerror})",
-                )))
 
     def _store_trust(self, effect: StoreTrust) -> None:
         """Keep a root before its event; it is laid in place once that event is durable."""

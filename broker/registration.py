@@ -16,13 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from broker.effects import Kill, Origin, TrySchemas
-from broker.state import State
+import msgspec
+
+from broker.effects import Append, Effect, Kill, Origin, Send, StoreBundle, TrySchemas
+from broker.state import State, refusal
 from broker.trust.bounds import TRIAL_WALL_S
 from broker.trust.manifests import problem
 from broker.trust.trials import ALARM, trial_problem
 from broker.trust.validation import Validated
-from schemas.messages import Problem, RegisterPlugin, ValidateBundle
+from schemas.events import PluginReject
+from schemas.messages import Problem, Registered, RegisterPlugin, ValidateBundle
 from schemas.refusals import RefusalCode
 
 WAITING_MAX: Final = 8
@@ -130,6 +133,34 @@ class Registrations:
         elif RefusalCode.LOW_SPACE in state.degraded and isinstance(request, RegisterPlugin):
             found = problem(RefusalCode.LOW_SPACE, "", "a volume that is nearly full", "")
         self._conclude(origin, request, validated if found is None else _with(validated, found))
+
+
+def not_stored(state: State, effects: list[Effect], error: OSError) -> list[Effect]:
+    """Refuse instead what a volume does not take, and forget that it was accepted.
+
+    Args:
+        state: the core's memory.
+        effects: what was decided with the bundle; none of it has happened.
+        error: what the volume said.
+    """
+    instead: list[Effect] = []
+    for stored in effects:
+        for reply in effects:
+            if (
+                isinstance(stored, StoreBundle) and isinstance(reply, Send)
+                and isinstance(reply.message, Registered)
+            ):
+                told = reply.message
+                state.plugins.pop((told.plugin, told.version), None)
+                instead.append(Append(PluginReject(
+                    bundle_sha256=stored.bundle_sha256, code=RefusalCode.LOW_SPACE,
+                    plugin=told.plugin, version=told.version, actor=reply.to.key_id,
+                )))
+                instead.append(msgspec.structs.replace(reply, message=refusal(
+                    told.request_id, RefusalCode.LOW_SPACE,
+                    f"the bundle cannot be stored ({error.strerror})",
+                )))
+    return instead
 
 
 def _with(validated: Validated, found: Problem) -> Validated:
