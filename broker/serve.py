@@ -34,6 +34,7 @@ from broker.configured import HomeRefused
 from broker.core import Core
 from broker.descriptors import HALF_OPEN, raise_descriptor_limit
 from broker.effects import Front
+from broker.fronts import FRONTS
 from broker.gateway import Gateway
 from broker.home import Home, find_home, load_home, prepare_run_directory
 from broker.inventory import Inventory
@@ -145,7 +146,7 @@ def _reread(home: Home, overrides: dict[str, str]) -> Settings:
         TransportRefused: the machine allows fewer descriptors than these bounds may need.
     """
     fresh = load_home(home.path, overrides=overrides)
-    section = fixed_difference(_bound(home), _bound(fresh))
+    section = fixed_difference(_bound(home, home), _bound(fresh, home))
     if section is not None:
         raise HomeRefused(
             RefusalCode.CONFIG_INVALID,
@@ -261,13 +262,22 @@ def _old_connections(home: Home) -> int:
     )
 
 
-def _bound(home: Home) -> GatewayConfig:
-    """Give a home's configuration with the endpoints that its fronts really have."""
+def _bound(home: Home, running: Home) -> GatewayConfig:
+    """Give a home's configuration with its fronts' endpoints: the running one's, while it has them.
+
+    A rotation that began after the start is none for this process.
+    """
     config = home.config
+    omega, admin = (
+        next((door.endpoint for door in home.fronts[front]
+              if door.endpoint == running.fronts[front][0].endpoint),
+             home.fronts[front][0].endpoint)
+        for front in FRONTS
+    )
     return msgspec.structs.replace(
         config,
-        omega=msgspec.structs.replace(config.omega, endpoint=home.omega_endpoint),
-        admin=msgspec.structs.replace(config.admin, endpoint=home.admin_endpoint),
+        omega=msgspec.structs.replace(config.omega, endpoint=omega),
+        admin=msgspec.structs.replace(config.admin, endpoint=admin),
     )
 
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from broker.cli.ends import USAGE, CommandError
+from broker.cli.ends import UNREACHABLE, USAGE, CommandError
 from broker.cli.output import Table, show
 from broker.cli.rotations import RELOAD
 
 if TYPE_CHECKING:
     from broker.effects import Front
+    from broker.fronts import Served
     from broker.home import Home
 
 _START = "start the gateway anew (`systemctl restart omega-gateway`): it then serves both endpoints"
@@ -134,9 +135,38 @@ def _teach(home: Home, front: Front, profiles: Sequence[str]) -> str:
     )
 
 
+def _require_served(front: Front, door: Served) -> None:
+    """Refuse to end the old endpoint while nobody serves the new one: clients would have none.
+
+    Asked with a stranger's key: to be refused by that server key is the answer.
+    """
+    from broker.client_errors import NotAuthorised, Unreachable
+    from broker.client_link import Link
+    from broker.client_profile import Profile
+    from broker.keys import new_curve_pair
+    from schemas.profile import ClientProfile
+
+    settings = ClientProfile(format="omega-profile/1", endpoint=door.endpoint,
+                             server_key=door.pair.public, role="auditor")
+    link = Link(Profile("", settings, new_curve_pair()), 5.0)
+    try:
+        link.open()
+    except NotAuthorised:
+        return
+    except Unreachable:
+        raise CommandError(
+            UNREACHABLE, f"the next key of {front} is not served at {door.endpoint} yet", _START
+        ) from None
+    finally:
+        link.close()
+
+
 def _finish(home: Home, front: Front) -> str:
     from broker.fronts import finish
     from broker.home import CONFIG_FILE
 
+    new, *old = home.fronts[front]
+    if any(door.until_us > datetime.now(UTC).timestamp() * 1_000_000 for door in old):
+        _require_served(front, new)
     finish(home.path, front, os.path.join(home.path, CONFIG_FILE))
     return f"{RELOAD}: the old endpoint ends, and with it the old key"

@@ -18,8 +18,6 @@ from schemas.events import KeyChange
 from tests.support.gateway import RunningGateway, running_gateway
 from tests.system.test_keys import reread
 
-pytestmark = [pytest.mark.system]
-
 
 def server_changes(gateway: RunningGateway) -> list[tuple[str, str]]:
     """What the ledger says about server keys."""
@@ -59,6 +57,12 @@ def test_two_endpoints_are_served_until_the_old_one_ends(
 
         began = rotate()
         assert began["step"] == "begin"
+        # Before the next start nothing but the old one is served, and settings are read as ever.
+        reread(gateway)
+        too_early = run(["keys", "rotate", "--home", str(gateway.home), "--server", "omega",
+                         "--finish"])
+        assert (too_early, "is not served" in capsys.readouterr().err) == (3, True)
+        both_are_served(own)
         gateway.stop()
         gateway.start()
         assert rotate()["step"] == "teach"
