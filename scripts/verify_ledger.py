@@ -226,7 +226,8 @@ def decode_canonical(line: bytes) -> tuple[str, str, dict[str, object]]:
         same = again.encode() == line[:-1]
     except (ValueError, RecursionError) as error:
         raise WrongError(str(error)) from None
-    if not same or " ".join(value) != EVENT_KEYS or not isinstance(value["f"], dict):
+    whole = same and isinstance(value, dict) and " ".join(value) == EVENT_KEYS
+    if not whole or not isinstance(value["f"], dict):
         raise WrongError("it is not an event in its canonical spelling")
     log_id, event_type, fields = str(value["log_id"]), str(value["event_type"]), value["f"]
     if not EVENT_TYPE.fullmatch(event_type) or not LOG_ID.fullmatch(log_id):

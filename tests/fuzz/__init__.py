@@ -1,0 +1,1 @@
+"""Fuzzing: any bytes from anyone give an answer or a refusal, never another exception."""
