@@ -26,7 +26,7 @@ KEPT_BYTES_MAX: Final = 1024
 KEPT_MAX: Final = 60
 """How many inputs are kept for a target: the tests play all of them every time."""
 SLOW_S: Final = 10
-_STATE: Final = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+)")
+_STATE: Final = re.compile(r"#(\d+)\s+\w+\s+(?:cov: (\d+) )?(?:ft: (\d+) )?")
 
 
 class Outcome(NamedTuple):
@@ -85,7 +85,7 @@ def search(name: str, seeds: list[bytes], seconds: int, *, keep: bool) -> Outcom
             f"-timeout={SLOW_S}", f"-artifact_prefix={ended}/", str(found), str(begun),
         )
         states = _STATE.findall(done) or [("0", "0", "0")]
-        executions, covered, features = map(int, states[-1])
+        executions, covered, features = (int(figure or 0) for figure in states[-1])
         finding = "".join(
             f"{name}: {path.name.partition('-')[0]} with the input {path.read_bytes().hex()}\n"
             f"{_told(done)}" for path in ended.iterdir()

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import random
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +45,7 @@ from schemas.events import InvalidEvent, decode_event, encode_event
 from schemas.packages import read_lock, write_lock
 from schemas.pipelines import resolve_pointer
 from schemas.proof import ProofError, parse_checkpoint, parse_note, parse_verifier_key
-from tests.evidence.conftest import load_script
+from tests.evidence.conftest import SCRIPTS
 from tests.ledger.conftest import VERIFIER_KEY, Place
 from tests.schemas import samples
 from tests.simulation.clients import KEYS
@@ -53,6 +55,7 @@ from tests.trust.builders import bundle, context, manifest
 
 GOLDEN_EVENTS = Path(__file__).resolve().parents[1] / "schemas" / "golden" / "events.json"
 STEPS_MAX = 64
+ID_BITS = 128
 
 
 class Target(NamedTuple):
@@ -191,8 +194,10 @@ _SCHEMAS = [
 
 # --- evidence, as the scripts read it that share no code with the gateway ---
 
-VERIFY_LEDGER = load_script("verify_ledger")
-VERIFY_PROOF = load_script("verify_proof")
+# By their names, so that a fuzzer's importer sees them.
+sys.path.append(str(SCRIPTS))
+VERIFY_LEDGER = importlib.import_module("verify_ledger")
+VERIFY_PROOF = importlib.import_module("verify_proof")
 
 
 def _verify_ledger(data: bytes) -> None:
@@ -248,7 +253,9 @@ class Drawn(random.Random):
         self.at = 0
 
     def getrandbits(self, count: int) -> int:
-        """Take as many bits as are asked for."""
+        """Take as many bits as are asked for; ids and nonces, which nobody outside chooses, not."""
+        if count >= ID_BITS:
+            return super().getrandbits(count)
         size = (count + 7) // 8
         taken = self._data[self.at : self.at + size]
         self.at += size
