@@ -27,6 +27,8 @@ EXIT_FAILURE, EXIT_INVALID = 1, 5
 TOP_LEVEL_US_MAX = 10_000
 """What a plugin's top level may take of every call before an author hears of it."""
 
+TOP_LEVEL = "write what it computes into a file that `resources` names, or into the method"
+
 _DOMAIN = click.Choice(["development", "production"])
 _FILE = click.Path(exists=True, dir_okay=False)
 _FOLDER = click.Path(exists=True, file_okay=False)
@@ -139,7 +141,7 @@ def check(directory: str) -> None:
     if took_us > TOP_LEVEL_US_MAX:
         say(f"note top_level at {ENTRY_FILE}: its top level takes {took_us / 1000:.1f} ms of "
             f"processor in every call, of {manifest.limits.cpu_ms} allowed")
-        say("  write what it computes into a file that `resources` names, or into the method")
+        say(f"  {TOP_LEVEL}")
     click.echo(f"{manifest.id} {manifest.version}: {len(manifest.methods)} methods "
                f"({', '.join(sorted(manifest.methods))}), {len(packed.data)} bytes, "
                f"{took_us / 1000:.1f} ms of top level a call, nothing to mend")
@@ -148,19 +150,25 @@ def check(directory: str) -> None:
 @click.command()
 @click.argument("code")
 def explain(code: str) -> None:
-    """Explain a refusal code, or a class of what the sandbox denied."""
+    """Explain a refusal code, a note of check, or a rule of conform."""
+    from broker.authoring.hazards import INSTEAD
+    from schemas.conformance import RULES
     from schemas.denials import DENIALS, explanation
     from schemas.refusals import REFUSALS, RefusalCode
 
+    others = {**INSTEAD, "top_level": TOP_LEVEL, **RULES}
     if code in DENIALS:
         click.echo(explanation(code))
+        return
+    if code in others:
+        click.echo(f"{code}: {others[code]}")
         return
     try:
         page = REFUSALS[RefusalCode(code)]
     except ValueError:
         import difflib
 
-        near = difflib.get_close_matches(code, [*RefusalCode, *DENIALS], n=3)
+        near = difflib.get_close_matches(code, [*RefusalCode, *DENIALS, *others], n=3)
         _end(2, f"{code!r} is no refusal code" + (f"; near: {', '.join(near)}" if near else ""))
     again = "the same request may succeed later" if page.retryable else "change something first"
     click.echo(f"{code}: {page.title}.\n\n{page.reason}\n\nRemedy: {page.remedy}\n"

@@ -32,7 +32,7 @@ from schemas.conformance import (
 from schemas.manifest import PluginManifest
 from schemas.messages import Progress, Usage
 from schemas.payloads import preimage
-from schemas.refusals import RefusalCode
+from schemas.refusals import REFUSALS, RefusalCode
 
 CONFIG: Final = """
 [limits]
@@ -191,15 +191,15 @@ class Suite:
         for _ in range(_AGAIN_MAX):
             seen, wait_s = self._sent(method, case)
             if seen.reached or seen.code in _EXCLUDED:
+                self.judge(seen)
+                return seen
+            if seen.code is None or not REFUSALS[seen.code].retryable:
                 break
             select.select([], [], [], wait_s)
-        else:
-            raise CommandError(
-                FAILURE, f"the gateway could not run {method}: {seen.code}",
-                f"omega-plugin explain {seen.code}",
-            )
-        self.judge(seen)
-        return seen
+        raise CommandError(
+            FAILURE, f"the gateway did not run {method} with {case.name}: {seen.code}",
+            f"omega-plugin explain {seen.code}",
+        )
 
     def judge(self, seen: Seen) -> None:
         """Judge one call by the rule of its input and by those that every call has."""

@@ -13,8 +13,12 @@ import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple, cast, get_args
 
+import msgspec
+
 from broker.authoring.conform_schemas import HOSTILE_TEXTS, Documents
+from broker.cli.ends import INVALID, CommandError
 from broker.store import artifact_reference
+from schemas.canonical import document_bytes
 from schemas.manifest import Method, PluginManifest
 from schemas.names import TEXT_BYTES_MAX
 from schemas.payloads import (
@@ -60,10 +64,26 @@ class Inputs:
             manifest: of the plugin.
             artifacts: the folder of the gateway's artifact store.
             samples: a folder with files METHOD.EXT and METHOD-NAME.EXT, or None.
+
+        Raises:
+            CommandError: a file of it is no sample.
         """
         self._manifest = manifest
         self._artifacts = artifacts
-        self._samples = samples
+        self._samples: dict[str, list[tuple[str, bytes]]] = {name: [] for name in manifest.methods}
+        for name in sorted(os.listdir(samples)) if samples is not None else ():
+            method = name.partition(".")[0].partition("-")[0]
+            path = os.path.join(str(samples), name)
+            if len(self._samples.get(method, [None] * SAMPLES_MAX)) >= SAMPLES_MAX:
+                raise _no_sample(path, f"names no method, or is more than {SAMPLES_MAX} of one")
+            try:
+                with open(path, "rb") as file:
+                    data = file.read(SAMPLE_BYTES_MAX + 1)
+            except OSError as error:
+                raise _no_sample(path, f"cannot be read ({error.strerror})") from None
+            if len(data) > SAMPLE_BYTES_MAX:
+                raise _no_sample(path, f"has more than {SAMPLE_BYTES_MAX} bytes")
+            self._samples[method].append((path, data))
 
     def cases(self, name: str) -> list[Case]:
         """Give every input of one method, valid ones first."""
@@ -155,12 +175,13 @@ class Inputs:
 
     def _given(self, name: str, method: Method) -> Iterator[Case]:
         """The author's own inputs of one method, in order of their names."""
-        files = sorted(os.listdir(self._samples)) if self._samples is not None else []
-        mine = [one for one in files if one.partition(".")[0].partition("-")[0] == name]
-        for file_name in mine[:SAMPLES_MAX]:
-            with open(os.path.join(str(self._samples), file_name), "rb") as file:
-                data = file.read(SAMPLE_BYTES_MAX)
-            yield Case("CON-02", f"sample {file_name}", self._sample(method, data, file_name))
+        for path, data in self._samples[name]:
+            file_name = os.path.basename(path)
+            try:
+                payload = self._sample(method, data, file_name)
+            except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+                raise _no_sample(path, f"is no {method.input.kind}: {error}") from None
+            yield Case("CON-02", f"sample {file_name}", payload)
 
     def _sample(self, method: Method, data: bytes, name: str) -> Payload:
         if method.input.kind == "text":
@@ -170,10 +191,6 @@ class Inputs:
             return self._stored(f"sample-{name}", data, (wanted or _types(method))[0])
         if method.input.kind == "dataset_slice":
             return DatasetSlicePayload("conformance", tuple(data.decode().split()))
-        import msgspec
-
-        from schemas.canonical import document_bytes
-
         return JSONPayload(document_bytes(msgspec.json.decode(data)))
 
     def _stored(self, name: str, data: bytes, media_type: MediaType) -> Payload:
@@ -182,6 +199,11 @@ class Inputs:
         with open(os.path.join(self._artifacts, artifact), "wb") as file:
             file.write(data)
         return artifact_reference(self._artifacts, artifact, media_type)
+
+
+def _no_sample(path: str, sentence: str) -> CommandError:
+    return CommandError(INVALID, f"{path} {sentence}",
+                        "a sample is METHOD.EXT or METHOD-NAME.EXT and holds one valid input")
 
 
 def _begins(data: bytes, media_type: str) -> bool:

@@ -18,7 +18,7 @@ COMMANDS: Final[dict[str, str]] = {
     "check": "Say everything that is wrong with a plugin, and change nothing.",
     "conform": "Drive hostile and boundary inputs at a plugin, and write what it did as a report.",
     "dev": "Serve a plugin on a gateway of its own, and swap it after every save.",
-    "explain": "Explain a refusal code, or a class of what the sandbox denied.",
+    "explain": "Explain a refusal code, a note of check, or a rule of conform.",
     "new": "Make a plugin's folder that passes its own test.",
     "pack": "Pack a plugin's folder into an unsigned bundle; same sources, same bytes.",
     "sign": "Add a signature to a bundle.",

@@ -25,7 +25,7 @@ from broker.trust.bundles import (
     write_archive,
     write_bundle,
 )
-from broker.trust.errors import TrustRefused
+from broker.trust.errors import TrustRefused, printable
 from broker.trust.manifests import problem, read_manifest
 from broker.trust.signatures import (
     add_signatures,
@@ -190,18 +190,31 @@ def _method(
 def _schema(
     side: Side, file: bytes | None, where: str, problems: list[Problem]
 ) -> bytes | None:
-    """Give the canonical bytes of a side's JSON Schema; None when it takes or gives no JSON."""
+    """Give the canonical bytes of a side's JSON Schema; None when it takes or gives no JSON.
+
+    A file that plugin.toml names is compared with what the type in plugin.py gives.
+    """
     try:
-        if file is not None and side.schema is None and side.kind == "json":
-            return canonical_bytes(msgspec.json.decode(file))
-        if side.schema is not None:
-            return canonical_bytes(side.schema)
+        made = None if side.schema is None else canonical_bytes(side.schema)
+        named = None if file is None else canonical_bytes(msgspec.json.decode(file))
     except (msgspec.MsgspecError, InvalidJson, UnicodeDecodeError, RecursionError) as error:
         problems.append(problem(RefusalCode.SCHEMA_NOT_ADMITTED, where, str(error), "JSON"))
         return None
-    if side.kind == "json":
+    if side.kind != "json":
+        if file is not None:
+            problems.append(problem(
+                RefusalCode.MANIFEST_INVALID, where, "a JSON Schema file",
+                f"no schema for {side.kind}", "Take the line out.",
+            ))
+    elif made is None and named is None:
         problems.append(problem(
             RefusalCode.MANIFEST_INVALID, where, "nothing", "a JSON Schema file",
             "Name one, or give the parameter or result a msgspec.Struct as its type.",
         ))
-    return None
+    elif made is not None and named not in (None, made):
+        problems.append(problem(
+            RefusalCode.MANIFEST_INVALID, where, "another schema than plugin.py's type gives",
+            printable(made.decode(), 300),
+            "Take the line out, or write JSONPayload as the type in plugin.py.",
+        ))
+    return made or named

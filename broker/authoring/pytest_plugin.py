@@ -4,8 +4,8 @@
         assert call("count", "one two").json() == {"words": 2}
 
 Everything is real: kernel, sockets, signatures, processes. One gateway serves a whole run. On a
-machine that cannot build the sandbox a test that asks for it is skipped with the reason that
-`omega-gateway doctor` gives.
+machine that cannot build the sandbox a test that asks for it, or has the marker `needs_sandbox`, is
+skipped with the reason that `omega-gateway doctor` gives.
 
 Rules this file keeps: pytest loads it in every run where the gateway is installed, so it imports
 nothing of the gateway before a fixture is asked for. It leaves what tests are handed to
@@ -35,6 +35,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rewrite-snapshots", action="store_true",
         help="keep what deterministic methods answer now",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker for tests that need the sandbox without asking for a fixture of ours."""
+    config.addinivalue_line(
+        "markers", "needs_sandbox: is skipped, with the doctor's reason, where there can be none"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a marked test on a machine that cannot build the sandbox."""
+    if item.get_closest_marker("needs_sandbox") is not None:
+        from broker.authoring.local import unsupported
+
+        lacking = unsupported()
+        if lacking:
+            pytest.skip(lacking)
 
 
 @pytest.fixture(scope="session")

@@ -274,8 +274,11 @@ def _identity(
             RefusalCode.ALREADY_REGISTERED, "$.version", manifest.version, "a new bundle"
         )
     elif highest is not None and not is_higher(manifest.version, highest):
+        known = parse(highest)
         yield problem(
-            RefusalCode.VERSION_NOT_RAISED, "$.version", manifest.version, f"higher than {highest}"
+            RefusalCode.VERSION_NOT_RAISED, "$.version", manifest.version, f"higher than {highest}",
+            f'Raise `version` in plugin.toml: version = "{known.bump_patch()}"; then pack and sign '
+            "again." if known is not None else "",
         )
 
 

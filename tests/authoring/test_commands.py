@@ -133,12 +133,16 @@ def test_check_says_when_there_is_nothing_to_mend(folder: Path):
 
 
 def test_explain_knows_every_code(folder: Path):
-    """A code is explained with reason and remedy; a misspelt one gets the near ones, exit 2."""
+    """A code is explained with reason and remedy, a note and a rule too; a misspelt one gets the
+    near ones, exit 2."""
     done = run("explain", RefusalCode.SIGNATURE_THRESHOLD.value, folder=folder)
     assert done.returncode == 0
     assert "Remedy:" in done.stdout
     done = run("explain", "signature_treshold", folder=folder)
     assert (done.returncode, "signature_threshold" in done.stderr) == (2, True)
+    for code in ("CON-11", "top_level", "print"):
+        done = run("explain", code, folder=folder)
+        assert (done.returncode, done.stdout.startswith(f"{code}: ")) == (0, True)
 
 
 @pytest.mark.parametrize("denied", sorted(DENIALS))

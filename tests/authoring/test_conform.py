@@ -8,14 +8,18 @@ import msgspec
 import pytest
 
 from broker.authoring.conform import CONFIG, Suite
-from broker.authoring.conform_cases import MARK, Inputs
+from broker.authoring.conform_cases import MARK, SAMPLE_BYTES_MAX, Case, Inputs
 from broker.authoring.conform_schemas import Documents, pattern_sample
 from broker.authoring.conforming import install
 from broker.authoring.local import LocalGateway
+from broker.authoring.pack import pack
+from broker.authoring.source import read_folder
+from broker.cli.ends import CommandError
 from broker.trust.json_schemas import compile_schema
 from schemas.canonical import canonical_bytes, check_canonical, struct_bytes
 from schemas.conformance import RULES, ConformanceReport, suite_digest
 from schemas.names import JSON_BYTES_MAX, JSON_DEPTH_MAX
+from schemas.payloads import DatasetSlicePayload
 
 BAD = '''
 import sys
@@ -206,6 +210,36 @@ def test_each_rule_is_broken_by_a_method_that_breaks_it(tmp_path: Path):
     assert (report.plugin, report.suite_sha256) == ("bad-plugin", suite_digest())
     written = struct_bytes(report)
     assert struct_bytes(msgspec.json.decode(written, type=ConformanceReport)) == written
+
+
+@pytest.mark.parametrize(("name", "data", "words"), [
+    ("con_02.txt", b"a b c", None),
+    ("con_02-more.txt", b"\xff", "is no dataset_slice"),
+    ("con_05.json", b'{"tree": ', "is no json"),
+    ("unknown.txt", b"", "names no method"),
+    ("con_10.txt", b"a" * (SAMPLE_BYTES_MAX + 1), "has more than"),
+])
+def test_samples_are_inputs_or_one_refusal(
+    tmp_path: Path, name: str, data: bytes, words: str | None
+):
+    """An author's own input is sent first; what is none is named with its file."""
+    source, samples = tmp_path / "source", tmp_path / "samples"
+    for folder in (source, samples):
+        folder.mkdir()
+    for file_name, text in FILES.items():
+        (source / file_name).write_text(text)
+    (samples / name).write_bytes(data)
+    manifest = pack(read_folder(str(source)), "development").manifest
+
+    def first(method: str) -> Case:
+        return Inputs(manifest, str(tmp_path), str(samples)).cases(method)[0]
+
+    if words is None:
+        assert first("con_02").name == f"sample {name}"
+        assert first("con_02").payload == DatasetSlicePayload("conformance", ("a", "b", "c"))
+        return
+    with pytest.raises(CommandError, match=words):
+        first(name[:6])
 
 
 SCHEMAS: dict[str, dict[str, object]] = {

@@ -173,7 +173,7 @@ REGISTERED: dict[str, tuple[Callable[[bytes, bytes], bytes], tuple[str, ...], in
     ),
     "version not raised": (
         lambda data, seed: sign(data, [seed], "development").data,
-        ("version_not_raised", "found 1.0.0", "Raise `version` in plugin.toml"), 5,
+        ("version_not_raised", "found 1.0.0", 'in plugin.toml: version = "1.0.1"'), 5,
     ),
 }
 

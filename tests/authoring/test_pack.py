@@ -268,6 +268,33 @@ def test_a_schema_that_a_gateway_refuses_is_not_packed(tmp_path: Path):
     assert [one.code for one in caught.value.problems] == [RefusalCode.SCHEMA_NOT_ADMITTED]
 
 
+@pytest.mark.parametrize(("side", "written", "found"), [
+    ("output", '{"type": "array"}', ("another schema", "JSONPayload")),
+    ("input", "{}", ("a JSON Schema file", "Take the line out.")),
+    ("output", None, None),
+])
+def test_a_schema_file_is_compared_with_the_type(
+    tmp_path: Path, side: str, written: str | None, found: tuple[str, str] | None
+):
+    """A file that says otherwise than plugin.py, or stands where no JSON goes, is a mistake."""
+    plain = packed(plugin_folder(tmp_path / "plugin")).manifest
+    own = bytes(plain.schemas[plain.methods["count"].output.schema or ""]).decode()
+    toml = TOML + f'[methods.count]\n{side}_schema = "named.json"\n'
+    folder = plugin_folder(
+        tmp_path / "plugin", PLUGIN, toml,
+        named__json=written or json.dumps(json.loads(own), indent=2),
+    )
+    if found is None:
+        assert packed(folder).manifest.schemas == plain.schemas
+        return
+    with pytest.raises(SourceRefused) as caught:
+        packed(folder)
+    (problem,) = caught.value.problems
+    assert problem.where == f"plugin.toml.methods.count.{side}_schema"
+    assert found[0] in problem.found
+    assert found[1] in problem.remedy
+
+
 def test_no_two_things_are_named_alike_in_a_signed_bundle(tmp_path: Path):
     """A signed bundle holds the envelope in place of the unsigned manifest."""
     bundle = sign(packed(plugin_folder(tmp_path / "plugin")).data, [SEED_A])

@@ -1,17 +1,20 @@
-"""What mypy says to an author: each wrong signature at its line, nothing to a right one."""
+"""What type checkers say to an author: each wrong signature at its line, nothing to a right one."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.authoring.folders import ENVIRONMENT, ROOT
 
 SAMPLE = '''
 import datetime
-from collections.abc import Sequence
 
 import msgspec
 
@@ -94,12 +97,43 @@ to_struct(Context(), "text")  # WRONG
 '''
 
 
-def test_mypy_finds_each_wrong_method_and_passes_the_template(tmp_path: Path):
-    """Strict mypy names every marked line and no other, and has nothing to say of a new plugin."""
-    (tmp_path / "sample.py").write_text(SAMPLE)
+WRONG = {
+    ("sample.py", number)
+    for number, line in enumerate(SAMPLE.splitlines(), 1) if line.endswith("# WRONG")
+}
+PYRIGHT = shutil.which("basedpyright") or shutil.which("pyright")
+
+
+def write_sources(folder: Path) -> None:
+    """Write the sample and what `new` makes."""
+    (folder / "sample.py").write_text(SAMPLE)
     template = ROOT / "broker" / "authoring" / "template"
     for name in ("plugin.py", "test_plugin.py"):
-        (tmp_path / name).write_text((template / f"{name}.txt").read_text())
+        (folder / name).write_text((template / f"{name}.txt").read_text())
+
+
+@pytest.mark.skipif(PYRIGHT is None, reason="it brings a whole node: pip install basedpyright")
+def test_pyright_finds_each_wrong_method_and_passes_the_template(tmp_path: Path):
+    """Strict pyright names every marked line and no other, and has nothing to say of a new
+    plugin."""
+    write_sources(tmp_path)
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({
+        "typeCheckingMode": "strict", "include": ["*.py"], "extraPaths": [str(ROOT)],
+    }))
+    done = subprocess.run(
+        [str(PYRIGHT), "--outputjson", "--pythonpath", sys.executable], cwd=tmp_path,
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120,
+    )
+    found = {
+        (Path(one["file"]).name, one["range"]["start"]["line"] + 1)
+        for one in json.loads(done.stdout)["generalDiagnostics"]
+    }
+    assert found == WRONG, done.stdout
+
+
+def test_mypy_finds_each_wrong_method_and_passes_the_template(tmp_path: Path):
+    """Strict mypy names every marked line and no other, and has nothing to say of a new plugin."""
+    write_sources(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--config-file=", "sample.py", "plugin.py",
          "test_plugin.py"],
@@ -110,8 +144,4 @@ def test_mypy_finds_each_wrong_method_and_passes_the_template(tmp_path: Path):
         (name, int(line))
         for name, line in re.findall(r"^(\w+\.py):(\d+): error", done.stdout, re.MULTILINE)
     }
-    wrong = {
-        ("sample.py", number)
-        for number, line in enumerate(SAMPLE.splitlines(), 1) if line.endswith("# WRONG")
-    }
-    assert found == wrong, done.stdout
+    assert found == WRONG, done.stdout
