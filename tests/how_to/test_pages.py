@@ -71,6 +71,16 @@ def test_an_integrator_s_page_works_as_it_stands() -> None:
         assert play(page, gateway.folder, environment) == 2
 
 
+def test_a_plugin_is_upgraded_as_the_page_says() -> None:
+    """What widens waits for its approval, the switch loses nothing, and the way back is open."""
+    with running_gateway() as gateway:
+        environment = commands(gateway.folder / "bin")
+        environment["OMEGA_GATEWAY_HOME"] = str(gateway.home)
+
+        page = HOW_TO / "upgrade-a-plugin.md"
+        assert play(page, gateway.folder, environment) == page.read_text().count("```sh")
+
+
 def test_the_unit_is_one_that_systemd_takes(folder: Path) -> None:
     """Sections and lines are known ones; it stops no longer than told, and not again on 74."""
     unit = next(block.text for block in blocks(OPERATE) if block.kind == "ini")
