@@ -18,6 +18,7 @@ from sandbox_worker.bundle import Bundle
 from sandbox_worker.jail.linux import SandboxUnavailable
 from schemas.launch import LaunchDocument
 from schemas.manifest import BundleFile, Limits, Method, PayloadSpec, PluginManifest
+from schemas.names import API_VERSION
 
 _LIMITS = Limits(cpu_ms=1000, wall_ms=1000, memory_mb=256, output_bytes=1024, concurrency=1)
 _LAUNCH = LaunchDocument(
@@ -26,7 +27,7 @@ _LAUNCH = LaunchDocument(
     worker_secret_key="0" * 40, limits=_LIMITS, grants=(), expires_at_us=0,
 )  # fmt: skip
 _MANIFEST = PluginManifest(
-    format="omega-manifest/1", id="trial", version="1.0.0", api_version="1.0.0",
+    format="omega-manifest/1", id="trial", version="1.0.0", api_version=API_VERSION,
     domain="development", publisher="trial", description="", entry="plugin.py",
     methods={"main": Method(PayloadSpec("text"), PayloadSpec("text"))}, schemas={},
     capabilities=(), limits=_LIMITS, modules=(), resources=(),

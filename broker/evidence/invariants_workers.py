@@ -122,9 +122,9 @@ def _registered(history: History, event: Event) -> Finding | None:
 
 @invariant(
     "AUD-09", "INV-PNP-09",
-    "Versions of plugins and of the trust root only rise, and what is registered speaks this API "
-    "in this domain",
-    PluginRegister, TrustChange, PolicyChange, LedgerOpen,
+    "Versions of plugins and of the trust root only rise, and what is registered, enabled or "
+    "called speaks this API in this domain",
+    PluginRegister, PluginEnable, InvokeAccept, TrustChange, PolicyChange, LedgerOpen,
 )
 def _versions(history: History, event: Event) -> Finding | None:
     fields = event.fields
@@ -134,6 +134,11 @@ def _versions(history: History, event: Event) -> Finding | None:
         return None
     if isinstance(fields, PluginRegister):
         return _register_fault(history, fields)
+    if isinstance(fields, PluginEnable | InvokeAccept):
+        register, opened = history.versions.get((fields.plugin, fields.version)), history.opened
+        if register is None or opened is None or _speaks(opened.api_version, register.api_version):
+            return None
+        return f"an API that {opened.api_version} serves", register.api_version
     assert isinstance(fields, TrustChange | PolicyChange)
     before = history.trust[1] if isinstance(fields, TrustChange) else history.policy
     if (fields.previous_sha256 or "") != before:
@@ -151,12 +156,18 @@ def _register_fault(history: History, fields: PluginRegister) -> Finding | None:
         return None
     if fields.domain != opened.domain:
         return f"the domain {opened.domain}", fields.domain
-    ours, theirs = _rank(opened.api_version), _rank(fields.api_version)
-    speaks = ours == theirs or (
-        not fields.api_version.count("-") and not opened.api_version.count("-")
-        and ours[0] == theirs[0] and (ours[1] == theirs[1] or (ours[0] > 0 and ours[1] > theirs[1]))
-    )
+    speaks = _speaks(opened.api_version, fields.api_version)
     return None if speaks else (f"an API that {opened.api_version} serves", fields.api_version)
+
+
+def _speaks(gateway: str, plugin: str) -> bool:
+    """Say whether a gateway of one plugin API serves what was built for another."""
+    if gateway == plugin:
+        return True
+    if "-" in gateway + plugin:
+        return False
+    ours, theirs = _rank(gateway), _rank(plugin)
+    return ours[0] == theirs[0] and (ours[1] == theirs[1] or (ours[0] > 0 and ours[1] > theirs[1]))
 
 
 @invariant(

@@ -1,7 +1,7 @@
 """Which version of a plugin serves a call, if any may.
 
-Rules this file keeps: what was not registered, enabled, trusted and loaded serves nothing; the
-refusal says which of these is missing and where in the request.
+Rules this file keeps: what was not registered, enabled, trusted and loaded, or speaks another
+plugin API, serves nothing; the refusal says which of these it is and where in the request.
 
 It leaves load to `broker.orchestrator.gate` and registering to `broker.administration`. Source:
 specification sections 4 and 6.
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from broker.orchestrator.calls import LoadedPlugin, Misfit
 from broker.state import State
-from broker.trust.versions import version_request_matches
+from broker.trust.versions import api_compatible, version_request_matches
+from schemas.names import API_VERSION
 from schemas.refusals import RefusalCode
 
 
@@ -37,12 +38,16 @@ def serving_version(
             return Misfit(RefusalCode.REVOKED, "", "$.plugin")
         return Misfit(RefusalCode.PLUGIN_NOT_ENABLED, "", "$.plugin")
     if wanted is not None and not version_request_matches(wanted, enabled.version):
+        other = record.versions.get(wanted)
         return Misfit(
-            RefusalCode.UNKNOWN_VERSION,
-            f"{enabled.version} is enabled, asked for was {wanted}", "$.version",
+            RefusalCode.UNKNOWN_VERSION, f"{enabled.version} is enabled, asked for was {wanted}"
+            + (f", which is {other.state}" if other else ""), "$.version",
         )
     if not state.trusts(enabled):
         return Misfit(RefusalCode.REVOKED, "its publisher is not trusted any more", "$.plugin")
+    side = api_compatible(enabled.api_version, API_VERSION)
+    if side is not None:
+        return Misfit(RefusalCode.API_VERSION_INCOMPATIBLE, side, "$.plugin", side)
     loaded = state.plugins.get((plugin, enabled.version))
     if loaded is None:
         return Misfit(RefusalCode.PLUGIN_QUARANTINED, "its bundle is damaged", "$.plugin")

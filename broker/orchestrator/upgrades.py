@@ -26,6 +26,7 @@ from broker.orchestrator.fleet import Pool, Worker
 from broker.state import State
 from broker.supervision import NEVER_BEGAN, Supervision
 from broker.trust.ratchet import Difference, difference
+from broker.trust.versions import api_compatible
 from schemas.events import PluginApprove, PluginDisable, PluginEnable, ZygoteRecycle
 from schemas.messages import (
     Approve,
@@ -35,6 +36,7 @@ from schemas.messages import (
     Enabled,
     EnablePlugin,
 )
+from schemas.names import API_VERSION
 from schemas.refusals import REFUSALS, RefusalCode
 
 _SHOWN_MAX: Final = 3
@@ -245,6 +247,9 @@ class Upgrades:
                           "$.version")
         if (entry.plugin, entry.version) not in state.plugins:
             return Misfit(RefusalCode.PLUGIN_QUARANTINED, "its bundle is damaged", "$.version")
+        side = api_compatible(entry.api_version, API_VERSION)
+        if side is not None:
+            return Misfit(RefusalCode.API_VERSION_INCOMPATIBLE, side, "$.version", side)
         return None
 
     def disable(self, origin: Origin, request: DisablePlugin) -> None:

@@ -12,6 +12,8 @@ Source: specification INV-PNP-09; Semantic Versioning 2.0.0, sections 2, 9 and 1
 
 from __future__ import annotations
 
+import functools
+
 from semver import Version
 
 
@@ -24,6 +26,7 @@ def parse(text: str) -> Version | None:
     return None if version.build is not None or str(version) != text else version
 
 
+@functools.lru_cache(maxsize=256)
 def api_compatible(plugin: str, gateway: str) -> str | None:
     """Say whether a plugin built for one API version runs on this gateway's.
 
@@ -40,7 +43,8 @@ def api_compatible(plugin: str, gateway: str) -> str | None:
     if wanted is None or offered is None:
         return f"{plugin if wanted is None else gateway} is not a semantic version"
     if wanted.prerelease or offered.prerelease:
-        return f"a pre-release matches only itself: build the plugin for API {gateway}"
+        return ("the plugin must move: a pre-release matches only itself, build it for API "
+                f"{gateway}, it was built for {plugin}")
     if _covers(wanted.major, wanted.minor, offered):
         return None
     if (wanted.major, wanted.minor) > (offered.major, offered.minor):

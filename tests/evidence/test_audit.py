@@ -219,6 +219,11 @@ BROKEN = [
         "register_plugin", "registered", registered("1.2.0-rc.1")))),
     Broken("AUD-09", "register", changed(RIGHT, "register", api_version="1.1.0")),
     Broken("AUD-09", "register", changed(RIGHT, "register", domain="production")),
+    Broken("AUD-09", "enable 2", put(
+        RIGHT, "close", again=msgspec.structs.replace(opening(), api_version="2.0.0"),
+        asks_enable_2=heard(OPERATOR, "enable_plugin", 108),
+        enable_2=PluginEnable(plugin=PLUGIN, version=VERSION, actor=OPERATOR),
+        enabled_2=told(OPERATOR, "enabled", 108))),
     Broken("AUD-09", "again", put(RIGHT, "trust", again=TrustChange(
         version=1, sha256=DIGEST, previous_sha256=DIGEST, actor="home"))),
     Broken("AUD-09", "policy", changed(RIGHT, "policy", previous_sha256=OTHER)),

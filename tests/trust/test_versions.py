@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import itertools
+import re
+from pathlib import Path
 
+import pytest
+import semver
+
+from broker.authoring import source as authoring
 from broker.trust.versions import api_compatible, is_higher, parse, version_request_matches
+from schemas.names import API_VERSION
 
 COMPATIBILITY = {
     "the same version": ("1.4.2", "1.4.2", None),
@@ -34,6 +41,46 @@ def test_compatibility_says_which_side_must_move(name: str):
     else:
         assert hint is not None
         assert side in hint
+
+
+LADDER = ("0.1.0", "0.1.7", "0.2.0", "1.0.0-rc.1", "1.0.0", "1.2.0-rc.1", "1.2.0", "1.2.9",
+          "1.10.0", "2.0.0-rc.1", "2.0.0-rc.2", "2.0.0")
+
+
+@pytest.mark.parametrize(("plugin", "gateway"), list(itertools.product(LADDER, LADDER)))
+def test_the_contract_holds_for_every_pair(plugin: str, gateway: str):
+    """Each API version of a plugin against each of a gateway, by the rule written out once more;
+    what does not fit begins with the one side that must move."""
+    built, offered = semver.Version.parse(plugin), semver.Version.parse(gateway)
+    early = bool(built.prerelease or offered.prerelease)
+    fits = plugin == gateway or (not early and built.major == offered.major and (
+        built.minor == offered.minor or (built.major > 0 and offered.minor > built.minor)))
+    behind = not early and (built.major, built.minor) > (offered.major, offered.minor)
+    side = api_compatible(plugin, gateway)
+    assert (side is None) == fits
+    if side is not None:
+        assert side.startswith(f"the {'gateway' if behind else 'plugin'} must move: ")
+        assert plugin in side
+        assert gateway in side
+
+
+def test_the_version_of_the_api_stands_in_one_place():
+    """No other file names it as a value, and what the project itself brings was built for it."""
+    root = Path(authoring.__file__).parents[2]
+    named = [
+        path.relative_to(root).as_posix()
+        for package in ("broker", "schemas", "sandbox_worker")
+        for path in root.glob(f"{package}/**/*.py")
+        if re.search(r'api_version(: \w+)? ?= ?"\d', path.read_text(), re.IGNORECASE)
+    ]
+    assert named == ["schemas/names.py"]
+    manifests = [*root.glob("examples/*/plugin.toml"),
+                 *root.glob("broker/authoring/template/*.toml.txt")]
+    assert len(manifests) > 4
+    for path in manifests:
+        found = re.search(r'^api_version = "(.*)"$', path.read_text(), re.MULTILINE)
+        assert found is not None
+        assert api_compatible(found[1], API_VERSION) is None
 
 
 @pytest.mark.parametrize(
