@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker.trust.errors import TrustRefused
 from broker.trust.roots import (
@@ -134,6 +138,37 @@ def test_rotation_needs_the_old_keys_and_the_new(name: str):
         assert load_next_root(data, trust_root()).trust == document
     else:
         assert refusal(lambda: load_next_root(data, trust_root())).code is code
+
+
+def test_no_changed_byte_changes_what_is_taken():
+    """A flipped byte of an envelope refuses it, or it was one of a key's hint, which means nothing:
+    what is taken is what was signed."""
+    document = trust_root(version=4)
+    good, taken = sign_root(document, [SEED_C]), 0
+    for position in range(len(good)):
+        changed = bytearray(good)
+        changed[position] ^= 1 << (position % 8)
+        try:
+            root = load_next_root(bytes(changed), trust_root())
+        except TrustRefused:
+            continue
+        assert root.trust == document
+        taken += 1
+    assert taken <= len(identifier(SEED_C))
+
+
+@given(st.binary(max_size=300), st.integers(0, 2000), st.integers(0, 40))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_a_root_or_a_refusal(data: bytes, position: int, length: int):
+    """No bytes make the reader of roots raise anything but its one refusal, signed or not."""
+    good = sign_root(trust_root(version=4), [SEED_C])
+    spliced = good[:position] + data + good[position + length :]
+    signed = sign_envelope(data or b"{}", KIND, [SEED_C])
+    for envelope in (data, signed):
+        refusal(lambda envelope=envelope: load_next_root(envelope, trust_root()))
+    with contextlib.suppress(TrustRefused):
+        # Only a key's hint can differ, and what is taken is what was signed.
+        assert load_next_root(spliced, trust_root()).trust == trust_root(version=4)
 
 
 def test_a_revoked_root_key_signs_no_next_root():
