@@ -6,6 +6,7 @@ A patch that no longer applies fails too: a fault that cannot be planted proves 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,6 +20,13 @@ PATCHES = sorted(Path(__file__).parent.glob("*.patch"))
 SEEDS = "150"
 SUITE = ("tests/broker/test_lifecycle.py",
          "tests/simulation/test_simulation.py::test_every_invariant_holds_in_every_run")
+
+EXHAUSTIVE = {
+    "answer_twice": "answered before its end",
+    "forget_calls_of_a_dead_worker": "waits for a worker that is gone",
+    "send_before_ledger": "before it was durable",
+}
+"""Faults that must also be found by searching all orders, with the words of the invariant."""
 
 
 def plant(patch: Path, folder: Path) -> None:
@@ -62,6 +70,22 @@ def test_a_planted_fault_is_caught(patch: Path, tmp_path: Path) -> None:
 
     assert outcome.returncode == 1, outcome.stdout[-2000:] + outcome.stderr[-2000:]
     assert reason in outcome.stdout, outcome.stdout[-4000:]
+
+
+@pytest.mark.parametrize("name", EXHAUSTIVE)
+def test_a_planted_fault_is_found_among_all_orders(name: str, tmp_path: Path) -> None:
+    """Going in every order finds the mutant too, at most two things after the start."""
+    plant(ROOT / "tests" / "mutants" / f"{name}.patch", tmp_path)
+
+    outcome = subprocess.run(
+        [sys.executable, "-m", "tests.simulation.exhaustive", "--depth", "2", "--start",
+         "both run"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+
+    assert outcome.returncode == 1, outcome.stdout + outcome.stderr
+    assert EXHAUSTIVE[name] in json.loads(outcome.stdout)["failure"]
 
 
 def test_the_copy_without_a_fault_passes(tmp_path: Path) -> None:

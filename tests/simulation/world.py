@@ -108,8 +108,8 @@ def known_keys() -> dict[str, KnownKey]:
 class World(Clients):
     """The run. `step` does one turn; `finish` brings everything to rest."""
 
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
+    def __init__(self, seed: int, chance: random.Random | None = None, plugins=PLUGINS) -> None:
+        self.random = chance or random.Random(seed)
         self.clock = FakeClock()
         self.ledger = FakeLedger(self.clock)
         self.bundles = FakeBundles()
@@ -126,7 +126,7 @@ class World(Clients):
             for capability in capabilities:
                 self.ask("c" * 16, Grant(request_id=self.uuid(), plugin=plugin,
                                          capability=capability))
-        for plugin, version in PLUGINS:
+        for plugin, version in plugins:
             self.ask("c" * 16, RegisterPlugin(request_id=self.uuid(),
                                               bundle=bundle(plugin, version)))
             end_trial(self)
