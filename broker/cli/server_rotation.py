@@ -109,6 +109,7 @@ def _teach(home: Home, front: Front, profiles: Sequence[str]) -> str:
     from broker.keys import curve_key_id
 
     doors = home.fronts[front]
+    _require_served(front, doors[0])
     own = os.path.join(home.path, "profiles")
     folders = [os.path.expanduser(one) for one in profiles]
     if os.path.isdir(own):
@@ -136,7 +137,7 @@ def _teach(home: Home, front: Front, profiles: Sequence[str]) -> str:
 
 
 def _require_served(front: Front, door: Served) -> None:
-    """Refuse to end the old endpoint while nobody serves the new one: clients would have none.
+    """Refuse to go on while nobody serves the new endpoint.
 
     Asked with a stranger's key: to be refused by that server key is the answer.
     """
@@ -149,16 +150,21 @@ def _require_served(front: Front, door: Served) -> None:
     settings = ClientProfile(format="omega-profile/1", endpoint=door.endpoint,
                              server_key=door.pair.public, role="auditor")
     link = Link(Profile("", settings, new_curve_pair()), 5.0)
+    path = door.endpoint.removeprefix("ipc://")
+    found = "there is no socket"
     try:
-        link.open()
+        # A client would wait for a socket that is not there yet.
+        if path == door.endpoint or os.path.lexists(path):
+            link.open()
     except NotAuthorised:
         return
-    except Unreachable:
-        raise CommandError(
-            UNREACHABLE, f"the next key of {front} is not served at {door.endpoint} yet", _START
-        ) from None
+    except Unreachable as error:
+        found = str(error)
     finally:
         link.close()
+    raise CommandError(
+        UNREACHABLE, f"{door.endpoint}: the next key of {front} is not served yet ({found})", _START
+    )
 
 
 def _finish(home: Home, front: Front) -> str:
