@@ -30,7 +30,12 @@ _CLIMBS: Final = re.compile(r"(^|/)\.{0,2}(/|$)")
 
 
 class PackageFolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A folder of approved packages: its absolute path, and the SHA-256 of its lock."""
+    """A folder of approved packages.
+
+    Attributes:
+        folder: its absolute path.
+        lock_sha256: the SHA-256 of its lock, in hex.
+    """
 
     folder: Annotated[str, Meta(max_length=512, pattern=r"^/[^\x00-\x1f\x7f]*$(?!\n)")]
     lock_sha256: Sha256

@@ -32,13 +32,27 @@ RootFolder = Annotated[
 
 
 class GrantRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The capabilities that plugins matching one glob may have."""
+    """The capabilities that plugins matching one glob may have.
+
+    Attributes:
+        capabilities: `clock.read`, `random.read`, `env.read:NAME`, `artifact.read`, `fs.read:ROOT`.
+    """
 
     capabilities: Annotated[tuple[CapabilityName, ...], Meta(max_length=64)] = ()
 
 
 class LimitMaxima(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The largest limits a manifest may declare, and the largest artifact handed to a call."""
+    """The largest limits a manifest may declare, and the largest artifact handed to a call.
+
+    Attributes:
+        cpu_ms_max: processor time of one call, in ms.
+        wall_ms_max: elapsed time of one call, in ms.
+        memory_mb_max: address space of one call process, in MiB.
+        output_bytes_max: one output, in bytes.
+        concurrency_max: calls of one plugin at the same time.
+        timeout_ms_max: a method's own timeout, in ms.
+        artifact_bytes_max: an artifact that is handed to a call, in bytes.
+    """
 
     cpu_ms_max: Count = 60_000
     wall_ms_max: Count = 120_000
@@ -54,6 +68,14 @@ class PluginQuotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `weight`: a plugin may hold at most this many times the places that are free, so that others
     find room beside a slow one.
+
+    Attributes:
+        in_flight_max: invocations that have not ended.
+        calls_per_second_max: invocations accepted in a second.
+        queued_max: invocations that wait for a place.
+        cpu_ms_per_window_max: processor time of calls that ended in the window, in ms.
+        output_bytes_per_window_max: output of calls that ended in the window, in bytes.
+        weight: how large a share of the free places a plugin may take beside others.
     """
 
     in_flight_max: Count = 0
@@ -68,6 +90,16 @@ class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one client key may use; 0 means no quota of that kind. Windows are in ms.
 
     The first glob of `plugins` that matches gives what the key may use of that plugin.
+
+    Attributes:
+        in_flight_max: invocations that have not ended.
+        calls_per_second_max: invocations accepted in a second.
+        queued_max: invocations that wait for a place.
+        cpu_ms_per_window_max: processor time of calls that ended in the window, in ms.
+        output_bytes_per_window_max: output of calls that ended in the window, in bytes.
+        weight: how large a share of the free places a plugin may take beside others.
+        window_ms: how long a window is.
+        plugins: bounds for one key's use of the plugins that a glob matches.
     """
 
     in_flight_max: Count = 256
@@ -92,6 +124,11 @@ class ModuleRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A name in `allowed` allows the modules within it too. `packages` is where those lie that are not
     of the standard library; of several globs that fit, the longest counts.
+
+    Attributes:
+        allowed: module names by plugin glob.
+        packages: `folder` and `lock_sha256` by plugin glob; `omega-gateway plugins lock` prints
+            them.
     """
 
     allowed: Annotated[dict[PluginGlob, tuple[ModuleName, ...]], Meta(max_length=256)] = {}
@@ -104,6 +141,16 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `roots` names folders beneath which `fs.read:NAME` opens files, `env` holds what `env.read:NAME`
     reads. Both are the same for every plugin that has the grant. `conformance_required` is for all
     plugins, or names those that are taken only with a signed conformance report.
+
+    Attributes:
+        grants: `[grants."GLOB"]`: capabilities by plugin glob.
+        roots: absolute folders by the name that `fs.read:NAME` uses.
+        env: values by the name that `env.read:NAME` uses.
+        limits: the largest limits that a manifest may declare.
+        quotas: what one client key may use.
+        modules: modules beyond the vetted standard ones.
+        conformance_required: true for all plugins, or a list of plugin globs.
+        operators_required: how many operators' keys an approval needs.
     """
 
     grants: Annotated[dict[PluginGlob, GrantRule], Meta(max_length=1024)] = {}

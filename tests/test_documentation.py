@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
 import pytest
 
 from schemas.refusals import RefusalCode
@@ -41,15 +42,29 @@ def _part(name: str, text: str) -> str:
     return found[1]
 
 
-def test_generated_documentation_is_fresh() -> None:
+@pytest.mark.parametrize("generator", ["generate_docs", "generate_docs_reference"])
+def test_generated_documentation_is_fresh(generator: str) -> None:
     """Running the generator changes no file: pages and types say the same."""
     run = subprocess.run(
-        [sys.executable, "-m", "scripts.generate_docs"], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", f"scripts.{generator}"], cwd=ROOT, capture_output=True, text=True,
         timeout=60, check=False,
     )
 
-    remedy = "python -m scripts.generate_docs --rewrite"
+    remedy = f"python -m scripts.{generator} --rewrite"
     assert run.returncode == 0, run.stdout + run.stderr + remedy
+
+
+def test_a_setting_without_a_sentence_is_not_written_down() -> None:
+    """A line of a file that nobody explains ends the generator instead of standing there bare."""
+    from scripts.generate_docs_reference import settings
+
+    class Bare(msgspec.Struct):
+        """A file."""
+
+        mystery_ms: int = 1
+
+    with pytest.raises(SystemExit, match=r"Bare\.mystery_ms has no sentence"):
+        settings("bare.toml", "", Bare)
 
 
 # --- docs/WIRE.md

@@ -44,7 +44,15 @@ DESCRIBE_SECONDS_MAX: Final = 30
 
 
 class SourceLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[limits]`: what one call is held to; units are in the names."""
+    """`[limits]`: what one call is held to; units are in the names.
+
+    Attributes:
+        cpu_ms: processor time of one call, in ms.
+        wall_ms: elapsed time of one call, in ms.
+        memory_mb: address space of one call process, in MiB.
+        output_bytes: one output, in bytes.
+        concurrency: calls at the same time.
+    """
 
     cpu_ms: int = 5_000
     wall_ms: int = 10_000
@@ -59,6 +67,15 @@ class SourceMethod(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `files` are files of named roots that `ctx.files` opens, ROOT/PATH by the name used there.
     `input_schema` and `output_schema` name JSON Schema files, for methods that take or give a
     `JSONPayload`.
+
+    Attributes:
+        timeout_ms: the longest run of one call, in ms; the decorator may say it instead.
+        idempotent: whether running it twice has the effect of running it once.
+        input_schema: a JSON Schema file for a `JSONPayload` that it takes.
+        output_schema: a JSON Schema file for a `JSONPayload` that it gives.
+        input_media_types: what a text or artifact that it takes may be; none means any.
+        output_media_types: what a text or artifact that it gives may be; none means any.
+        files: ROOT/PATH by the name that `ctx.files` has.
     """
 
     timeout_ms: TimeoutMs | None = None
@@ -71,7 +88,20 @@ class SourceMethod(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PluginSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`plugin.toml`. `modules` are what plugin.py imports; `resources` are files beside it."""
+    """`plugin.toml`. `modules` are what plugin.py imports; `resources` are files beside it.
+
+    Attributes:
+        id: 3 to 64 characters: a letter, then letters, digits and hyphens.
+        version: a semantic version; it must rise with every registration.
+        api_version: the contract it was written for, `X.Y.Z`.
+        publisher: who signs it, as the trust root names them.
+        description: one sentence for people.
+        limits: what one call is held to.
+        capabilities: what it asks for; policy must grant each.
+        modules: every module that plugin.py imports.
+        resources: files beside it, read by `ctx.resource(NAME)`.
+        methods: what the signatures in plugin.py cannot say.
+    """
 
     id: PluginId
     version: VersionText
