@@ -127,16 +127,17 @@ class Inputs:
 
     def _text(self, method: Method) -> Iterator[Case]:
         kind = _text_types(method)[0]
-        texts: dict[str, tuple[str, ...]] = {
-            "CON-02": ("a", "Some words, and a line.\nAnother line.\n", "1", "{}", "<a>b</a>"),
-            "CON-03": ("", " ", "\n"),
-            "CON-04": ("word " * (TEXT_BYTES_MAX // 5), "a" * TEXT_BYTES_MAX,
-                       "\n" * TEXT_BYTES_MAX),
-            "CON-06": (*HOSTILE_TEXTS, "(" * 10_000),
+        texts: dict[tuple[str, str], tuple[str, ...]] = {
+            ("CON-02", "ordinary"): ("a", "Some words, and a line.\nAnother line.\n", "1", "{}",
+                                     "<a>b</a>"),
+            ("CON-03", "empty"): ("", " ", "\n"),
+            ("CON-04", "large"): ("word " * (TEXT_BYTES_MAX // 5), "a" * TEXT_BYTES_MAX,
+                                  "\n" * TEXT_BYTES_MAX),
+            ("CON-06", "hostile"): (*HOSTILE_TEXTS, "(" * 10_000),
         }
-        for rule, found in texts.items():
+        for (rule, name), found in texts.items():
             for number, text in enumerate(found, 1):
-                yield Case(rule, f"text {number}", TextPayload(text, kind))
+                yield Case(rule, f"{name} text {number}", TextPayload(text, kind))
         for media_type in _text_types(method):
             yield Case("CON-10", media_type, TextPayload("some words", media_type))
 

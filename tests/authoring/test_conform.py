@@ -12,6 +12,7 @@ from broker.authoring.conform_cases import MARK, SAMPLE_BYTES_MAX, Case, Inputs
 from broker.authoring.conform_schemas import Documents, pattern_sample
 from broker.authoring.conforming import install
 from broker.authoring.local import LocalGateway
+from broker.authoring.main import main
 from broker.authoring.pack import pack
 from broker.authoring.source import read_folder
 from broker.cli.ends import CommandError
@@ -204,6 +205,30 @@ def test_each_rule_is_broken_by_a_method_that_breaks_it(tmp_path: Path):
     assert (report.plugin, report.suite_sha256) == ("bad-plugin", suite_digest())
     written = struct_bytes(report)
     assert struct_bytes(msgspec.json.decode(written, type=ConformanceReport)) == written
+
+
+@pytest.mark.parametrize(("arguments", "status", "words"), [
+    (("bundle", "--home", "none"), 6, "name one with --trust-root FILE"),
+    (("bundle", "--trust-root", "bundle"), 5, "not a DSSE envelope"),
+    ((".", "--policy", "policy.toml"), 5, "wants the report that this makes"),
+    ((".", "--sign-key", "open.key"), 5, "chmod 600"),
+    (("nowhere",), 2, "does not exist"),
+])
+def test_what_cannot_be_tried_is_one_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], status: int, words: str,
+):
+    """No trust root, none that is one, a policy that wants what is made, a key open to others."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundle").write_bytes(b"bundle")
+    (tmp_path / "policy.toml").write_text('conformance_required = ["word-*"]\n')
+    (tmp_path / "open.key").write_text("00" * 32)
+    (tmp_path / "open.key").chmod(0o644)
+    with pytest.raises(SystemExit) as ended:
+        main(["conform", *arguments])
+    said = capfd.readouterr()
+    assert (ended.value.code, said.out, words in said.err) == (status, "", True), said.err
+    assert not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.parametrize(("name", "data", "words"), [
