@@ -1,10 +1,10 @@
 """Write the parts of the documentation that the code already says, or check that they are fresh.
 
 `python -m scripts.generate_docs --rewrite` writes; alone it compares and exits 1 on a difference.
-Whole files: docs/wire.schema.json, docs/manifest.schema.json, docs/wire.d.ts, docs/REFUSALS.md.
-Parts of pages stand between `<!-- generated: NAME -->` and `<!-- end -->`: tables and worked
-examples of docs/WIRE.md, state diagrams of docs/ARCHITECTURE.md, rules of
-docs/how-to/conformance.md. What people must judge is written by people.
+Whole files: docs/wire.schema.json, docs/manifest.schema.json, docs/conformance.schema.json,
+docs/wire.d.ts, docs/REFUSALS.md. Parts of pages stand between `<!-- generated: NAME -->` and
+`<!-- end -->`: tables and worked examples of docs/WIRE.md, state diagrams of docs/ARCHITECTURE.md,
+rules of docs/how-to/conformance.md. What people must judge is written by people.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from msgspec import inspect
 from broker.lifecycle import MAY_SEND, TRANSITIONS
 from schemas import messages, payloads
 from schemas.codec import MAGIC, encode
-from schemas.conformance import RULES
+from schemas.conformance import RULES, ConformanceReport
 from schemas.denials import DENIALS
 from schemas.events import GENESIS_HASH, FrameIn, encode_event
 from schemas.manifest import PluginManifest
@@ -92,17 +92,33 @@ def json_schema() -> str:
 
 def manifest_schema() -> str:
     """Write docs/manifest.schema.json: JSON Schema 2020-12 of a plugin's manifest."""
-    document = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "urn:omega-gateway:manifest:1",
-        "title": "Plugin manifest omega-manifest/1",
-        "description": "Generated from schemas/manifest.py. The signed bytes are the RFC 8785 form "
+    return _document_schema(
+        PluginManifest, "manifest:1", "Plugin manifest omega-manifest/1",
+        "Generated from schemas/manifest.py. The signed bytes are the RFC 8785 form "
         "of such a document, with defaults left out. What needs other knowledge (signatures, the "
         "trust root, policy, versions, the files) `omega-gateway plugins validate` tells.",
-    }
-    (root,), components = msgspec.json.schema_components(
-        [PluginManifest], ref_template="#/$defs/{name}"
     )
+
+
+def conformance_schema() -> str:
+    """Write docs/conformance.schema.json: JSON Schema 2020-12 of a conformance report."""
+    return _document_schema(
+        ConformanceReport, "conformance:1", "Conformance report omega-conformance/v1",
+        "Generated from schemas/conformance.py. The signed bytes are the RFC 8785 form of such a "
+        "document, with defaults left out.",
+    )
+
+
+def _document_schema(
+    kind: type[msgspec.Struct], identifier: str, title: str, description: str
+) -> str:
+    document = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:omega-gateway:{identifier}",
+        "title": title,
+        "description": description,
+    }
+    (root,), components = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
     for component in components.values():
         component["description"] = " ".join(component.get("description", "").split())
     whole = document | root | {"$defs": dict(sorted(components.items()))}
@@ -378,6 +394,7 @@ def build() -> dict[Path, str]:
     return {
         docs / "wire.schema.json": json_schema(),
         docs / "manifest.schema.json": manifest_schema(),
+        docs / "conformance.schema.json": conformance_schema(),
         docs / "wire.d.ts": typescript(UNIONS),
         docs / "REFUSALS.md": refusals(),
         docs / "WIRE.md": _filled(docs / "WIRE.md", {

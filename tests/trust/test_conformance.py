@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
+from pathlib import Path
 
+import jsonschema_rs
 import msgspec
 import pytest
 
@@ -74,6 +77,17 @@ def test_a_report_of_a_conformance_key_counts():
     assert found.conformed is not None
     assert found.conformed.sha256 == hashlib.sha256(struct_bytes(report())).hexdigest()
     assert found.conformed.keys == (identifier(SEED_B),)
+
+
+def test_the_published_schema_agrees_with_the_decoder():
+    """docs/conformance.schema.json takes a report, and none with a field more or less."""
+    path = Path(__file__).parents[2] / "docs" / "conformance.schema.json"
+    validator = jsonschema_rs.validator_for(json.loads(path.read_text("utf-8")))
+    document = msgspec.to_builtins(report())
+    assert validator.is_valid(document)
+    assert not validator.is_valid(document | {"news": 1})
+    for name in document:
+        assert not validator.is_valid({k: v for k, v in document.items() if k != name}), name
 
 
 NOT_COUNTING: dict[str, tuple[Callable[[], bytes | None], str]] = {
