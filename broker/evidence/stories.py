@@ -46,8 +46,9 @@ class Moment(NamedTuple):
 class Durations(msgspec.Struct, frozen=True, kw_only=True):
     """How long a request took, in us; what it did not come to is absent.
 
-    `queued_us` is from the acceptance to the worker, `worker_us` from there to the worker's answer,
-    `total_us` from the request's arrival to its last event.
+    `queued_us` is from the acceptance to the worker, `worker_us` from there to its answer, without
+    the second run of a deterministic method, `total_us` from the request's arrival to its last
+    event.
     """
 
     queued_us: int | None
@@ -111,13 +112,18 @@ def timeline(events: Iterable[Event]) -> list[Moment]:
 def durations(moments: list[Moment]) -> Durations:
     """Say how long a request waited, ran and took as a whole."""
     accepted = run = answered = None
+    replicas = set()
     for moment in moments:
         fields = moment.event.fields
         if isinstance(fields, InvokeAccept):
             accepted = moment.after_us if accepted is None else accepted
+        elif isinstance(fields, FrameOut) and fields.purpose == "replica":
+            replicas.add(fields.call)
         elif isinstance(fields, FrameOut) and fields.type == "run":
             run = moment.after_us if run is None else run
-        elif isinstance(fields, FrameIn) and fields.type in _ANSWERS:
+        elif isinstance(fields, FrameIn) and fields.type in _ANSWERS and (
+            fields.call not in replicas
+        ):
             answered = moment.after_us
     return Durations(
         queued_us=run - accepted if accepted is not None and run is not None else None,

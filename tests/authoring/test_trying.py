@@ -127,6 +127,7 @@ def test_a_saved_file_is_answered_again_within_a_second(plugin: Path):
         assert '{"words":2}' in said
         assert re.search(r"processor \d+ of 1000 ms, wall \d+ of 3000 ms", said)
         assert re.search(r"memory \d+ of 256 MiB, output 11 of 65536 bytes", said)
+        assert "a second run under another hash seed" in said
         change(plugin, "len(text.text.split())", "len(text.text.split()")
         assert "plugin.py line" in command.says("'(' was never closed")
         change(plugin, "len(text.text.split()", "7 * len(text.text.split())")
@@ -138,6 +139,16 @@ def test_a_saved_file_is_answered_again_within_a_second(plugin: Path):
         # The quicker of two: other processes on the machine only ever add.
         took = [int(number) for number in re.findall(r"(\d+) ms from the file", said)]
         assert min(took[1:]) < 1000
+
+
+def test_an_answer_that_hangs_on_the_hash_seed_is_caught_while_it_is_written(plugin: Path):
+    """The first call tells that two runs gave different answers, and what to write instead."""
+    change(plugin, "len(text.text.split())", "hash(text.text) % 2**31")
+    done = run("call", "count", "--text", "one two", folder=plugin)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nondeterministic_output" in done.stderr
+    assert "sorted(...)" in done.stderr
 
 
 def test_the_lines_that_dev_prints_work_as_they_are(plugin: Path):

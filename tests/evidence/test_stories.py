@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from broker.evidence.stories import durations, find_story, timeline
 from schemas.events import Event, InvalidEvent, InvokeRefuse
-from tests.evidence.stories import OMEGA, Story, changed, put, request, right, write
+from tests.evidence.stories import OMEGA, Story, changed, put, request, right, said, write
 
 
 def silent(_done: int, _total: int) -> None:
@@ -38,6 +39,22 @@ def test_a_story_is_told_with_its_durations(tmp_path):
     assert words[1] == "word-count@1.2.0 count, text of 7 bytes, within 1000 ms"
     assert words[2] == "run for worker 11111111, call 1 as primary"
     assert words[6] == "result, json of 9 bytes"
+
+
+def test_a_second_run_is_told_and_is_no_time_of_the_first(tmp_path):
+    """What a worker took is up to its answer, not up to the one that it is compared with."""
+    story = changed(put(
+        right(), "answer 1", again=msgspec.structs.replace(right()["run 1"], call=9,
+                                                           purpose="replica"),
+        answers=said("call_result", 9, 1)), "end 1", replica="agreed")
+    moments = timeline(find_story(
+        str(write(story, tmp_path, {"answers": 5000})), request(1), silent))
+
+    assert durations(moments).worker_us == 3000
+    assert [moments[place].words for place in (6, 8)] == [
+        "run for worker 11111111, call 9 as replica",
+        "result, json of 9 bytes, the second run agreed",
+    ]
 
 
 def test_what_was_cancelled_or_refused_has_no_other_times(tmp_path):

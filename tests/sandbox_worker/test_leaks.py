@@ -171,15 +171,16 @@ def test_random_starts_at_the_same_place_in_every_call(one: Worker) -> None:
 def test_a_deterministic_plugin_has_a_fixed_hash_seed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Two workers of a plugin with a deterministic method hash a string alike."""
+    """Two workers of a plugin with a deterministic method hash a string alike, a replica not."""
     methods = {"main": Method(PayloadSpec("text"), PayloadSpec("json"), deterministic=True)}
-    hashes = set()
-    for _ in range(2):
+    hashes = []
+    for role in ("primary", "primary", "replica"):
         folder = tmp_path_factory.mktemp("seed")
-        with worker(folder, PLUGIN, modules=("random",), methods=methods) as running:
-            hashes.add(running.value("result = hash('omega') % 2**50"))
+        with worker(folder, PLUGIN, modules=("random",), methods=methods,
+                    changes={"role": role}) as running:
+            hashes.append(running.value("result = hash('omega') % 2**50"))
 
-    assert len(hashes) == 1
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_granted_clock_and_entropy_work(tmp_path_factory: pytest.TempPathFactory) -> None:
