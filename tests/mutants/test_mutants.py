@@ -1,13 +1,15 @@
 """Applies each planted fault to a copy of the sources and sees the simulation fail because of it.
 
 A patch begins with a sentence and a line `Caught by: …`, the words of the invariant that must fail.
-A patch that no longer applies fails too: a fault that cannot be planted proves nothing.
+A patch that no longer applies fails too: a fault that cannot be planted proves nothing. A line
+`Seeds: …` says that fewer runs meet the fault already.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,25 +50,24 @@ def plant(patch: Path, folder: Path) -> None:
     )
 
 
-def suite(folder: Path) -> subprocess.CompletedProcess[str]:
+def suite(folder: Path, seeds: str = SEEDS) -> subprocess.CompletedProcess[str]:
     """Run the simulation and the table tests on a copy."""
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *SUITE],
         cwd=folder, capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, "OMEGA_SIMULATION_SEEDS": SEEDS, "PYTHONPATH": str(folder)},
+        env={**os.environ, "OMEGA_SIMULATION_SEEDS": seeds, "PYTHONPATH": str(folder)},
     )
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=[patch.stem for patch in PATCHES])
 def test_a_planted_fault_is_caught(patch: Path, tmp_path: Path) -> None:
     """The suite fails on the mutant, and with the words that the patch names."""
-    reason = next(
-        line.removeprefix("Caught by: ") for line in patch.read_text().splitlines()
-        if line.startswith("Caught by: ")
-    )
+    head = dict(line.split(": ", 1) for line in patch.read_text().splitlines() if re.match(
+        "(Caught by|Seeds): ", line))
+    reason = head["Caught by"]
     plant(patch, tmp_path)
 
-    outcome = suite(tmp_path)
+    outcome = suite(tmp_path, head.get("Seeds", SEEDS))
 
     assert outcome.returncode == 1, outcome.stdout[-2000:] + outcome.stderr[-2000:]
     assert reason in outcome.stdout, outcome.stdout[-4000:]
