@@ -129,15 +129,14 @@ class Upgrades:
         if worker is None and state.gateway != "serving":
             _refuse(state, asked, Misfit(RefusalCode.DRAINING, ""))
             return
-        living, most = len(state.fleet.by_incarnation), state.config.limits.workers_max
-        if worker is None and living > most:
+        if worker is None and state.fleet.full("primary", above=1):
             _refuse(state, asked, Misfit(
                 RefusalCode.WORKER_START_FAILED,
-                f"{living} workers are there, and one above the bound of {most} may be a successor",
+                f"there are more than {state.config.limits.workers_max} workers already",
                 retry_after_ms=state.config.times.backoff_ms_min,
             ))
             return
-        _awaken(pool)
+        self._awaken(entry)
         worker = worker or self._workers.start(pool)
         if worker.state == "ready":
             self._switch(entry, [asked], worker.incarnation)
@@ -164,7 +163,7 @@ class Upgrades:
                         previous=previous),
                 receipt=True, known_size=one.known_size,
             )
-        _awaken(state.fleet.pool(entry.plugin, entry.version))
+        self._awaken(entry)
         if previous is None:
             return
         before = state.fleet.pool(entry.plugin, previous)
@@ -173,6 +172,11 @@ class Upgrades:
                 state.append(ZygoteRecycle(incarnation=worker.incarnation, successor=successor,
                                            reason="upgrade"))
         self._workers.retire(before)
+
+    def _awaken(self, entry: VersionRecord) -> None:
+        """Let a version's workers start, whatever befell them before."""
+        for pool in self._state.fleet.pools_of(entry.plugin, entry.version):
+            pool.failures, pool.not_before_us, pool.retiring = 0, 0, False
 
     def came(self, pool: Pool) -> None:
         """A worker was witnessed: the version that awaited it takes over, if it still may."""
@@ -270,11 +274,7 @@ class Upgrades:
             Disabled(request_id=request.request_id, plugin=request.plugin, previous=previous),
             receipt=True, known_size=request.known_size,
         )
-        self._retire(request.plugin, previous)
-
-    def _retire(self, plugin: str, version: str) -> None:
-        for pool in self._state.fleet.pools_of(plugin, version):
-            self._workers.retire(pool)
+        self._workers.retire(state.fleet.pool(request.plugin, previous))
 
     # --- approvals ---
 
@@ -369,11 +369,6 @@ def approvers(state: State, record: PluginRecord, widening: Difference) -> set[s
 def is_approved(state: State, record: PluginRecord, widening: Difference) -> bool:
     """Say whether as many operators approved exactly this difference as policy asks for."""
     return len(approvers(state, record, widening)) >= state.policy.operators_required
-
-
-def _awaken(pool: Pool) -> None:
-    """Let a version's workers start, whatever befell them before."""
-    pool.failures, pool.not_before_us, pool.retiring = 0, 0, False
 
 
 def _refuse(state: State, asked: Asked, why: Misfit) -> None:
