@@ -10,6 +10,7 @@ gateway that is asked to register.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -52,6 +53,8 @@ def conform(
     """
     from broker.authoring.commands import write
 
+    # Also when it is told to stop, the gateway ends and its folder goes.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = plugin if os.path.isdir(plugin) else None
     if folder is not None:
         policy = policy or _existing(folder, "policy.toml")

@@ -7,11 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.authoring.conform import CONFIG, Suite
 from broker.authoring.conform_cases import MARK, SAMPLE_BYTES_MAX, Case, Inputs
 from broker.authoring.conform_schemas import Documents, pattern_sample
-from broker.authoring.conforming import install
-from broker.authoring.local import LocalGateway
 from broker.authoring.main import main
 from broker.authoring.pack import pack
 from broker.authoring.source import read_folder
@@ -185,26 +182,31 @@ FILES = {
 
 @pytest.mark.jail
 @pytest.mark.system
-def test_each_rule_is_broken_by_a_method_that_breaks_it(tmp_path: Path):
-    """A plugin whose methods do one thing wrong each: every rule names its own method."""
+def test_each_rule_is_broken_by_a_method_that_breaks_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """A plugin whose methods do one thing wrong each: every rule names its own method, on the
+    terminal and in the report, and the command ends with 1."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    with LocalGateway(config=CONFIG) as gateway:
-        manifest, bundle_sha256 = install(gateway, str(tmp_path), None)
-        inputs = Inputs(manifest, f"{gateway.home}/artifacts", None)
-        report = Suite(gateway, manifest, inputs, lambda _done, _of: None).run(bundle_sha256)
-        found = {
-            one.rule: {shown.method for shown in one.evidence}
-            for one in report.rules if one.verdict == "broken"
-        }
-        shown = [one.request_id for rule in report.rules for one in rule.evidence][:1]
-        assert gateway.operator.show_request(shown[0]).lines
+    written = tmp_path / "report.json"
+    with pytest.raises(SystemExit) as ended:
+        main(["conform", str(tmp_path), "-o", str(written)])
+    assert ended.value.code == 1
+    report = msgspec.json.decode(written.read_bytes(), type=ConformanceReport)
+    said = capfd.readouterr().out
+    found = {
+        one.rule: {shown.method for shown in one.evidence}
+        for one in report.rules if one.verdict == "broken"
+    }
+    for one in report.rules:
+        for shown in one.evidence:
+            assert one.verdict != "broken" or shown.request_id in said
     assert found == {
         rule: {rule.lower().replace("-", "_"), *UNSTEADY[rule]} - {"con_18"} for rule in RULES
     }
     assert (report.plugin, report.suite_sha256) == ("bad-plugin", suite_digest())
-    written = struct_bytes(report)
-    assert struct_bytes(msgspec.json.decode(written, type=ConformanceReport)) == written
+    assert struct_bytes(report) == written.read_bytes()
 
 
 @pytest.mark.parametrize(("arguments", "status", "words"), [
