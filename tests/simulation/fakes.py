@@ -301,7 +301,10 @@ class FakeLauncher:
 
 
 class FakeExternal:
-    """Offers nothing; no plugin of the world is started by an operator."""
+    """Offers nothing; no operator of the world starts a worker."""
+
+    def launch(self, incarnation: str, plugin: str, document: bytes) -> None:
+        """Offer nothing."""
 
     def withdraw(self, incarnation: str) -> None:
         """Take back nothing."""
