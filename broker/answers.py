@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Final
 
 from broker.effects import Evidence
-from broker.folded import Story
+from broker.folded import Folded, Story
 from broker.ledger.commit import Appended, Ledger
-from broker.ledger.errors import LedgerRefused, PositionUnknown, TilesDamaged
-from schemas.events import EventFields, InvokeAccept, InvokeEnd
+from broker.ledger.errors import LedgerRefused, PositionArchived, PositionUnknown, TilesDamaged
+from schemas.events import EventFields, InvokeAccept, InvokeEnd, LedgerOpen
 from schemas.messages import Consistency, Head, Proof, Receipt, Refusal, Reply, RequestStory
 from schemas.refusals import REFUSALS, RefusalCode
 
@@ -44,6 +44,7 @@ class Answers:
         """Read this ledger; `unreadable` is called whenever that fails."""
         self._ledger = ledger
         self._unreadable = unreadable
+        self._archived_to = ""
         self._stories: OrderedDict[str, _Story] = OrderedDict()
         self._consistency: tuple[int, int, tuple[str, ...]] = (0, 0, ())
 
@@ -51,9 +52,10 @@ class Answers:
         """Give where the events of recent requests lie, to be written down."""
         return [(ask, story.always, story.others) for ask, story in self._stories.items()]
 
-    def take_up(self, stories: list[Story]) -> None:
+    def take_up(self, folded: Folded) -> None:
         """Begin with what was written down."""
-        for ask, always, others in stories:
+        self._archived_to = folded.archived_to
+        for ask, always, others in folded.stories:
             story = self._stories[ask] = _Story()
             story.always, story.others = always, others
 
@@ -62,6 +64,8 @@ class Answers:
 
         How a pipeline's steps began is a part of its story too; the rest of a step's is its own.
         """
+        if isinstance(fields, LedgerOpen) and fields.archived_to is not None:
+            self._archived_to = fields.archived_to
         request_id = getattr(fields, "request_id", None)
         if request_id is None:
             return
@@ -117,6 +121,11 @@ class Answers:
         """Answer one read."""
         try:
             return self._shown(effect, self._read(effect))
+        except PositionArchived:
+            return refusal(
+                effect.request_id, RefusalCode.EVENTS_ARCHIVED,
+                f"those before event {self._ledger.first_seq} were moved to {self._archived_to}",
+            )
         except PositionUnknown:
             return refusal(
                 effect.request_id,

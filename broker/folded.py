@@ -59,6 +59,8 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     trust_version: int
     trust_sha256: str
     policy_sha256: str
+    archived_before: int
+    archived_to: str
     open_invocations: dict[str, str]
     escapes: list[tuple[str, str]]
     workers: dict[str, tuple[str, str]]
@@ -102,6 +104,8 @@ def fold_down(state: State, stories: list[Story], log_id: str, seq: int) -> byte
         trust_version=inventory.trust_version,
         trust_sha256=inventory.trust_sha256,
         policy_sha256=inventory.policy_sha256,
+        archived_before=inventory.archived_before,
+        archived_to=inventory.archived_to,
         open_invocations=inventory.open_invocations,
         escapes=sorted(inventory.escapes),
         workers=inventory.workers,
@@ -174,6 +178,8 @@ def restore_inventory(inventory: Inventory, folded: Folded) -> None:
     inventory.trust_version = folded.trust_version
     inventory.trust_sha256 = folded.trust_sha256
     inventory.policy_sha256 = folded.policy_sha256
+    inventory.archived_before = folded.archived_before
+    inventory.archived_to = folded.archived_to
     inventory.open_invocations.update(folded.open_invocations)
     inventory.escapes.update(folded.escapes)
     inventory.workers.update(folded.workers)

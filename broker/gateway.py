@@ -255,7 +255,7 @@ class Gateway:
     def take_up(self, folded: Folded) -> None:
         """Begin with a state that the ledger vouches for, instead of the events before it."""
         self._core.take_up(folded)
-        self._answers.take_up(folded.stories)
+        self._answers.take_up(folded)
 
     def snapshot(self) -> None:
         """Write the folded state down, unless room is short, and let the next event say so."""

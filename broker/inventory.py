@@ -27,6 +27,7 @@ from schemas.events import (
     InvokeAccept,
     InvokeEnd,
     KeyChange,
+    LedgerOpen,
     PluginApprove,
     PluginDisable,
     PluginEnable,
@@ -85,7 +86,7 @@ class Inventory:
     CONCERNS: Final[frozenset[type[EventFields]]] = frozenset({
         PluginRegister, PluginEnable, PluginDisable, PluginQuarantine, PluginApprove, GrantChange,
         Revoke, KeyChange, TrustChange, PolicyChange, InvokeAccept, InvokeEnd, WorkerStart,
-        WorkerProbe, WorkerExit,
+        WorkerProbe, WorkerExit, LedgerOpen,
     })
 
     def __init__(self) -> None:
@@ -103,6 +104,8 @@ class Inventory:
         self.trust_version = 0
         self.trust_sha256 = ""
         self.policy_sha256 = ""
+        self.archived_before = 0
+        self.archived_to = ""
         self._handlers: dict[type[EventFields], Callable[..., None]] = {
             PluginRegister: self._register,
             PluginEnable: self._enable,
@@ -119,6 +122,7 @@ class Inventory:
             WorkerStart: self._started,
             WorkerProbe: self._probed,
             WorkerExit: self._exited,
+            LedgerOpen: self._opened,
         }
         assert self._handlers.keys() == self.CONCERNS
 
@@ -263,6 +267,11 @@ class Inventory:
 
     def _trust(self, fields: TrustChange, _seq: int) -> None:
         self.trust_version, self.trust_sha256 = fields.version, fields.sha256
+
+    def _opened(self, fields: LedgerOpen, _seq: int) -> None:
+        if fields.archived_before is not None:
+            self.archived_before = fields.archived_before
+            self.archived_to = fields.archived_to or ""
 
     def _policy(self, fields: PolicyChange, _seq: int) -> None:
         self.policy_sha256 = fields.sha256

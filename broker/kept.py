@@ -13,19 +13,17 @@ docs/LEDGER.md, section 3.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
+from broker.durable import replace_file
 from broker.folded import Folded, vouched
+from broker.inventory import Inventory
 from broker.ledger.commit import Ledger
 from broker.ledger.errors import LedgerDamaged, PositionUnknown
-from broker.ledger.volume import Volume, replace_file, sync_directory
-
-if TYPE_CHECKING:
-    from broker.gateway import Gateway
+from schemas.events import Event
 
 STATE_BYTES_MAX: Final = 512 * 1024 * 1024
 """More than any state we write: a million request ids are some 60 MB, 10,000 versions 5 MB."""
@@ -33,21 +31,26 @@ FILES_KEPT: Final = 3
 _NAME: Final = re.compile(r"state-([0-9]{1,16})\.json")
 
 
-class StateFolder:
-    """The folder of state files of one home."""
+class Remembers(Protocol):
+    """Whatever folds a past: it begins with a state or with nothing, then takes each event."""
 
-    def __init__(self, directory: str) -> None:
-        """Use an existing folder."""
-        self._directory = directory
+    def take_up(self, folded: Folded) -> None:
+        """Begin with a state instead of the events before it."""
+
+    def restore(self, event: Event) -> None:
+        """Take in one event."""
+
+
+class StateFolder:
+    """The folder of state files of one home, and the ledger's, where an archive leaves its own."""
+
+    def __init__(self, directory: str, spare: str) -> None:
+        """Use existing folders."""
+        self._directory, self._spare = directory, spare
 
     def path(self, seq: int) -> str:
         """Give the path of the state before one event."""
-        return os.path.join(self._directory, f"state-{seq}.json")
-
-    def seqs(self) -> list[int]:
-        """Give the positions for which there is a file, newest first."""
-        found = map(_NAME.fullmatch, os.listdir(self._directory))
-        return sorted((int(match[1]) for match in found if match is not None), reverse=True)
+        return _path(self._directory, seq)
 
     def write(self, seq: int, data: bytes) -> str | None:
         """Keep a state; durable when this returns.
@@ -55,51 +58,87 @@ class StateFolder:
         Returns:
             Its SHA-256, for the event that vouches for it; None when the volume did not take it.
         """
-        path = self.path(seq)
         try:
-            replace_file(Volume(), path, data, durable=True)
-            sync_directory(Volume(), self._directory)
-            for old in self.seqs()[FILES_KEPT:]:
+            replace_file(self.path(seq), data)
+            for old in _seqs(self._directory)[FILES_KEPT:]:
                 os.unlink(self.path(old))
         except OSError:
             # The event without a digest says so in the ledger, and a longer fold is all it costs.
-            with contextlib.suppress(OSError):
-                os.unlink(f"{path}.new")
             return None
         return hashlib.sha256(data).hexdigest()
+
+    def write_spare(self, seq: int, data: bytes) -> None:
+        """Keep the state without which archived events would be needed a second time.
+
+        Raises:
+            OSError: the volume did not take it.
+        """
+        replace_file(_path(self._spare, seq), data)
+        for old in _seqs(self._spare):
+            if old != seq:
+                os.unlink(_path(self._spare, old))
 
     def newest(self, ledger: Ledger) -> tuple[Folded | None, list[str]]:
         """Find the newest state that a ledger vouches for, and say of which files it does not."""
         passed_over: list[str] = []
-        for seq in self.seqs():
-            folded = self._read(seq, ledger)
+        found = [(seq, folder) for folder in (self._directory, self._spare)
+                 for seq in _seqs(folder)]
+        for seq, folder in sorted(found, reverse=True):
+            path = _path(folder, seq)
+            folded = _read(path, seq, ledger)
             if folded is not None:
                 return folded, passed_over
-            passed_over.append(self.path(seq))
+            passed_over.append(path)
         return None, passed_over
 
-    def _read(self, seq: int, ledger: Ledger) -> Folded | None:
-        try:
-            event = ledger.proven(seq)
-            with open(self.path(seq), "rb") as file:
-                data = file.read(STATE_BYTES_MAX + 1)
-        except (PositionUnknown, LedgerDamaged, OSError):
-            return None
-        return vouched(event.fields, seq, ledger.log_id, data)
+
+def _path(folder: str, seq: int) -> str:
+    return os.path.join(folder, f"state-{seq}.json")
 
 
-def take_up_past(gateway: Gateway, ledger: Ledger, states: StateFolder) -> list[str]:
-    """Give a gateway that remembers nothing its ledger's past: the newest state, what came since.
+def _seqs(folder: str) -> list[int]:
+    """Give the positions for which a folder has a file, newest first."""
+    found = map(_NAME.fullmatch, os.listdir(folder))
+    return sorted((int(match[1]) for match in found if match is not None), reverse=True)
+
+
+def _read(path: str, seq: int, ledger: Ledger) -> Folded | None:
+    try:
+        event = ledger.proven(seq)
+        with open(path, "rb") as file:
+            data = file.read(STATE_BYTES_MAX + 1)
+    except (PositionUnknown, LedgerDamaged, OSError):
+        return None
+    return vouched(event.fields, seq, ledger.log_id, data)
+
+
+def take_up_past(
+    past: Remembers, inventory: Inventory, ledger: Ledger, states: StateFolder
+) -> list[str]:
+    """Let somebody who remembers nothing take in a ledger's past: a state, then what came since.
+
+    Args:
+        past: takes it in.
+        inventory: the fold in it.
+        ledger: whose past.
+        states: where its states lie.
 
     Returns:
         The files that the ledger does not vouch for, newer than the one taken.
 
     Raises:
-        LedgerDamaged: an event that must be folded is not what was written.
+        LedgerDamaged: an event that must be folded is not what was written, or not there.
     """
     folded, passed_over = states.newest(ledger)
     if folded is not None:
-        gateway.take_up(folded)
+        past.take_up(folded)
+    elif ledger.first_seq:
+        raise LedgerDamaged(
+            f"the events before {ledger.first_seq} are not here, and no state-*.json of registry/ "
+            "or ledger/ says what they came to; lay one, or the archived segments, back"
+        )
     for event in ledger.events(folded.seq if folded is not None else 0):
-        gateway.restore(event)
+        past.restore(event)
+    if ledger.first_seq > inventory.archived_before:
+        raise LedgerDamaged("the segment that begins with event 0 is missing")
     return passed_over

@@ -205,11 +205,11 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         )
         watchdog.start()
         stack.callback(watchdog.stop)
-        core = Core(_state(home, clock))
+        core = Core(initial_state(home, clock))
         gateway = Gateway(
             core=core, ledger=ledger, transport=transport, launcher=launcher, external=external,
             bundles=BundleFolder(home.bundles), trust=TrustFolder(home.path),
-            states=StateFolder(home.states),
+            states=StateFolder(home.states, home.ledger),
             artifacts=home.artifacts, signals=signals, clock=clock,
         )
         for path in _begin(home, core, gateway, ledger, clock):
@@ -295,7 +295,28 @@ def _known_keys(home: Home) -> dict[str, KnownKey]:
     }
 
 
-def _state(home: Home, clock: SystemClock) -> State:
+def opening(
+    config: GatewayConfig, verifier_key: str, *, trust_sha256: str, trust_version: int,
+    policy_sha256: str,
+) -> LedgerOpen:
+    """Say under what a process begins to write a ledger."""
+    return LedgerOpen(
+        gateway_version=metadata.version("omega-plugin-gateway"),
+        api_version=API_VERSION,
+        domain=config.domain,
+        durability=config.ledger.durability,
+        python_version=platform.python_version(),
+        zmq_version=zmq.zmq_version(),
+        kernel=platform.release(),
+        verifier_key=verifier_key,
+        trust_sha256=trust_sha256,
+        trust_version=trust_version,
+        policy_sha256=policy_sha256,
+    )
+
+
+def initial_state(home: Home, clock: SystemClock) -> State:
+    """Give the memory of a process that has read its home and not yet its ledger."""
     state = State(
         config=home.config,
         policy=home.policy,
@@ -327,7 +348,8 @@ def _begin(
         The state files that the ledger does not vouch for.
     """
     state = core.state
-    passed_over = take_up_past(gateway, ledger, StateFolder(home.states))
+    states = StateFolder(home.states, home.ledger)
+    passed_over = take_up_past(gateway, state.inventory, ledger, states)
     pinned = state.inventory.trust_version, state.inventory.trust_sha256
     home = home._replace(trust=TrustFolder(home.path).settle(home.trust, *pinned))
     state.trust, state.trust_sha256 = home.trust.trust, home.trust.sha256
@@ -335,18 +357,9 @@ def _begin(
     damaged = list(_load_plugins(home, state, bundles))
     if ledger.recovered is not None:
         gateway.append(ledger.recovered)
-    gateway.append(LedgerOpen(
-        gateway_version=state.edge.gateway_version,
-        api_version=API_VERSION,
-        domain=home.config.domain,
-        durability=home.config.ledger.durability,
-        python_version=platform.python_version(),
-        zmq_version=zmq.zmq_version(),
-        kernel=platform.release(),
-        verifier_key=ledger.verifier_key,
-        trust_sha256=home.trust.sha256,
-        trust_version=home.trust.trust.version,
-        policy_sha256=state.policy_sha256,
+    gateway.append(opening(
+        home.config, ledger.verifier_key, trust_sha256=home.trust.sha256,
+        trust_version=home.trust.trust.version, policy_sha256=state.policy_sha256,
     ))
     for change in _changes(home, state):
         gateway.append(change)

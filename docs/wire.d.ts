@@ -170,6 +170,7 @@ export type RefusalCode =
   | "trust_invalid"
   | "trust_version_not_raised"
   | "seq_unknown"
+  | "events_archived"
   | "size_unknown"
   | "machine_unsupported"
   | "config_invalid"

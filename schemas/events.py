@@ -101,6 +101,8 @@ class LedgerOpen(EventFields, frozen=True, kw_only=True):
     policy_sha256: Sha256
     restored_from: LogId | None = None
     restore_reason: ShortText | None = None
+    archived_before: Count | None = None
+    archived_to: ShortText | None = None
 
 
 class LedgerClose(EventFields, frozen=True, kw_only=True):

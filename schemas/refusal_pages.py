@@ -650,6 +650,13 @@ PAGES: Final[dict[str, tuple[str, str, str, bool, Blame]]] = {
         False,
         "client",
     ),
+    "events_archived": (
+        "The events lie in an archive",
+        "An operator moved old segments away; their hashes stayed, their lines did not.",
+        "Ask an operator for the folder that the message names: it proves its events by itself.",
+        False,
+        "client",
+    ),
     "size_unknown": (
         "The ledger never had that size",
         "A consistency proof runs from a past size to the present one.",

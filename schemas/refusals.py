@@ -112,6 +112,7 @@ class RefusalCode(enum.StrEnum):
     TRUST_INVALID = "trust_invalid"
     TRUST_VERSION_NOT_RAISED = "trust_version_not_raised"
     SEQ_UNKNOWN = "seq_unknown"
+    EVENTS_ARCHIVED = "events_archived"
     SIZE_UNKNOWN = "size_unknown"
     MACHINE_UNSUPPORTED = "machine_unsupported"
     CONFIG_INVALID = "config_invalid"

@@ -248,6 +248,7 @@ class Events:
         self.file, self.log_id, self.previous = "segments", "", "0" * 64
         self.claimed_key: object = None
         self.rolled = False
+        self.archived, self.before = 0, 0.0
         self.peaks: list[bytes] = []
         self.roots = {0: self.root()}
 
@@ -281,11 +282,12 @@ class Events:
         return DamageError("missing_segment", file, "this segment is missing", None, self.seq)
 
     def begin_later(self, first: int) -> None:
-        """Take the hashes of the events before an exported range, if there are just so many."""
+        """Take the hashes of the events before the first one there, if there are as many."""
         path, hashes = f"{self.directory}/before.hashes", b""
         if os.path.isfile(path):
             with open(path, "rb") as file:
-                hashes = file.read(first * 32 + 1)
+                hashes = file.read(first * 32)
+                self.before = os.path.getsize(path) / 32
         if first and len(hashes) == first * 32:
             for at in range(0, len(hashes), 32):
                 self.push(hashes[at : at + 32])
@@ -296,7 +298,7 @@ class Events:
         folder = f"{self.directory}/segments"
         found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         names = [one for one in found if one[-3:] != ".gz" or one[:-3] not in found]
-        if names and SEGMENT.fullmatch(names[0]) and not anchored:
+        if names and SEGMENT.fullmatch(names[0]):
             self.begin_later(int(names[0][:12]))
         for name in names:
             match, file = SEGMENT.fullmatch(name), f"segments/{name}"
@@ -311,6 +313,12 @@ class Events:
             self.file = file
             self.walk_segment(last=name == names[-1])
             self.segments += 1
+        longer = self.before > self.begins
+        if self.begins and (anchored or longer) and (
+            self.archived < self.begins or (longer and self.before != self.archived)
+        ):
+            self.seq = 0
+            raise self.missing_segment()
 
     def walk_segment(self, *, last: bool) -> None:
         """Check the lines of one segment."""
@@ -355,8 +363,10 @@ class Events:
             raise self.damage("other_log", offset, f"it is an event of {log_id}")
         self.log_id, self.previous = log_id, digest.hexdigest()
         self.rolled = event_type == "ledger.roll"
-        if event_type == "ledger.open" and self.claimed_key is None:
-            self.claimed_key = fields.get("verifier_key")
+        if event_type == "ledger.open":
+            self.claimed_key = self.claimed_key or fields.get("verifier_key")
+            archived = fields.get("archived_before")
+            self.archived = max(self.archived, archived if isinstance(archived, int) else 0)
         self.push(digest.digest())
 
     def check_position(self, found: int, previous: str, offset: int) -> None:

@@ -74,7 +74,12 @@ def verify(
 @click.option("--vkey", metavar="KEY", help="The verifier key; else that of the home.")
 @click.option("--anchor", type=_FOLDER, help="The anchor's folder; else that of the home.")
 @click.option("--from-start", is_flag=True, help="Verify also what was verified before.")
-def audit(directory: str | None, vkey: str | None, anchor: str | None, *, from_start: bool) -> int:
+@click.option("--archive", "archives", type=_FOLDER, multiple=True, metavar="DIR",
+              help="An archive of this ledger; once for each, when old segments were archived.")
+def audit(
+    directory: str | None, vkey: str | None, anchor: str | None, archives: tuple[str, ...], *,
+    from_start: bool,
+) -> int:
     """Show whether every invariant holds in a ledger; ends with 7 when one does not.
 
     The ledger is verified first, as `ledger verify` does; an audit of other bytes proves nothing.
@@ -90,10 +95,15 @@ def audit(directory: str | None, vkey: str | None, anchor: str | None, *, from_s
     _tell(place, verified)
     if not verified.ok:
         return LEDGER
+    for one in archives:
+        archived = _verify(_Place(one, place.vkey, None), from_start=from_start)
+        _tell(_Place(one, place.vkey, None), archived)
+        if not archived.ok:
+            return LEDGER
     judged = Audit()
     try:
         with bar("auditing") as progress:
-            for event in read_events(place.directory, progress):
+            for event in read_events(place.directory, progress, archives):
                 judged.take(event)
     except UnreadableLedger as error:
         raise CommandError(

@@ -1,8 +1,8 @@
-"""`ledger compress` and `ledger export`: what an operator does with a ledger's files.
+"""`ledger compress`, `export`, `archive`, `restore`: what an operator does with a ledger's files.
 
 Rules this file keeps: no line of a ledger is changed, and nothing is removed before what takes its
-place was flushed and read back. It leaves the files to `broker.ledger.compressed` and
-`broker.evidence.export`.
+place was flushed and read back. It leaves the files to `broker.ledger.compressed`,
+`broker.evidence.export`, `broker.archiving` and `broker.restoring`.
 """
 
 from __future__ import annotations
@@ -81,3 +81,32 @@ def export(what: str | None, target: str, directory: str | None, vkey: str | Non
         "ends": done.ends, "root": done.report.root, "verifier_key": vkey,
     }
     show("omega.ledger_export/1", facts, Table([*facts.items()]))
+
+
+@click.command()
+@home_option
+@output_option
+@click.option("--before", type=click.IntRange(1), required=True, metavar="SEQ",
+              help="Only segments that end before this event are moved.")
+@click.option("--to", "target", required=True, metavar="DIR",
+              help="The folder of archives; each gets a folder of its own in it.")
+def archive(before: int, target: str) -> None:
+    """Move whole old segments into an archive that verifies by itself; no gateway may run.
+
+    The ledger says what was moved and where to. Hashes, tree and checkpoints stay, so that what
+    stays still proves. Interrupted at any moment nothing is lost, and the same command finishes.
+    """
+    from broker.archiving import CannotArchive
+    from broker.archiving import archive as archive_segments
+    from broker.home import load_home
+
+    home = load_home(session().home_path())
+    try:
+        done = archive_segments(home, before, target)
+    except CannotArchive as error:
+        raise CommandError(FAILURE, str(error)) from None
+    facts = {
+        "directory": done.directory, "begins": done.begins, "ends": done.ends,
+        "verifier_key": home.verifier_key,
+    }
+    show("omega.ledger_archived/1", facts, Table([*facts.items()]))

@@ -47,7 +47,7 @@ _EXITS: Final[dict[int, str]] = {
         cannot_answer plugin_crashed plugin_load_failed system_call_forbidden cpu_limit_exceeded
         wall_limit_exceeded memory_limit_exceeded output_limit_exceeded output_invalid
         pipeline_invalid pipeline_step_failed budget_exceeded approval_mismatch seq_unknown
-        size_unknown ledger_locked upgrade_withdrawn internal_error""",
+        events_archived size_unknown ledger_locked upgrade_withdrawn internal_error""",
     UNREACHABLE: "deadline_unreachable deadline_exceeded draining",
     NOT_AUTHORISED: """
         plugin_origin_routing handshake_refused role_not_allowed key_revoked approval_required""",

@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 
 import msgspec
 
 from broker.evidence.files import open_segment, segment_names
-from schemas.events import EVENT_TYPES, Event, EventFields
+from schemas.events import EVENT_TYPES, Event, EventFields, LedgerOpen
 from schemas.names import Count, Microseconds
 
 _CHUNK_BYTES: Final = 128 * 1024
@@ -49,20 +49,25 @@ _decoder: Final[msgspec.json.Decoder[_Line]] = msgspec.json.Decoder(functools.re
 
 
 def read_events(
-    directory: str, progress: Callable[[int, int], None] | None = None
+    directory: str, progress: Callable[[int, int], None] | None = None,
+    archives: Sequence[str] = (),
 ) -> Iterator[Event]:
     """Give all events of a ledger directory, oldest first, up to the last whole line.
 
     Args:
         directory: the ledger's folder, or a copy of it.
         progress: told now and then how many bytes of how many are done.
+        archives: folders with segments that were archived from it.
 
     Raises:
         UnreadableLedger: a line is no event, or not the next one.
         OSError: a file could not be read.
     """
-    folder = os.path.join(directory, "segments")
-    paths = [os.path.join(folder, name) for name in segment_names(folder)]
+    folders = [os.path.join(one, "segments") for one in (*archives, directory)]
+    paths = sorted(
+        (os.path.join(folder, name) for folder in folders for name in segment_names(folder)),
+        key=os.path.basename,
+    )
     total, done, seq = sum(map(os.path.getsize, paths)), 0, 0
     for path in paths:
         for lines in whole_lines(path):
@@ -70,7 +75,7 @@ def read_events(
                 if event.seq != seq and not seq:
                     raise UnreadableLedger(
                         f"{directory} begins with event {event.seq}; what it says can only be "
-                        "judged from event 0 on"
+                        "judged from event 0 on; name the archives with the rest of it"
                     )
                 if event.seq != seq:
                     raise UnreadableLedger(f"{path}: event {event.seq} stands where {seq} must")
@@ -98,6 +103,19 @@ def events_of(directory: str, *kinds: type[EventFields]) -> Iterator[Event]:
                 wanted = [line for line in lines.splitlines(keepends=True)
                           if any(mark in line for mark in marks)]  # fmt: skip
                 yield from _decoded(b"".join(wanted), path)
+
+
+def archived_before(directory: str) -> int:
+    """Give the first event that was not archived, as the ledger's own events say; 0 for none.
+
+    Raises:
+        UnreadableLedger: a line that should say so is no event.
+        OSError: a file could not be read.
+    """
+    return max((
+        event.fields.archived_before or 0 for event in events_of(directory, LedgerOpen)
+        if isinstance(event.fields, LedgerOpen)
+    ), default=0)
 
 
 def whole_lines(path: str) -> Iterator[bytes]:

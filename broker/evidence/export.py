@@ -20,11 +20,10 @@ import msgspec
 from broker.evidence.reading import LedgerReader
 from broker.evidence.verify import VerificationReport, verify_directory
 from broker.ledger.errors import LedgerDamaged, PositionUnknown
-from broker.ledger.segments import list_segments
+from broker.ledger.segments import BEFORE_FILE, list_segments
 from schemas.events import line_hash
 from schemas.proof import VerifierKey, parse_checkpoint, parse_note
 
-BEFORE_FILE: Final = "before.hashes"
 _ENTRY: Final = re.compile(rb"[0-9]{1,16}\n((?:[^\n]+\n){3}\n\xe2\x80\x94 [^\n]+\n)")
 
 
@@ -56,15 +55,18 @@ def export(
     """
     with LedgerReader(directory, key) as reader:
         size = reader.checkpoint.size
-        begins, last = (wanted.start, wanted.stop) if wanted is not None else (0, size)
-        if not 0 <= begins < last <= size:
-            raise PositionUnknown(f"the newest checkpoint covers {size} events, not {last}")
+        begins, last = (wanted.start, wanted.stop) if wanted is not None else (reader.begins, size)
+        if not reader.begins <= begins < last <= size:
+            raise PositionUnknown(
+                f"the newest checkpoint covers {size} events, the first here is {reader.begins}; "
+                f"there are no events {begins} to {last - 1}"
+            )
         checkpoints, ends = _checkpoints(directory, last)
         os.mkdir(target, 0o700)
         os.mkdir(f"{target}/segments", 0o700)
         _write(f"{target}/checkpoints.log", checkpoints)
         starts = {first for first in list_segments(directory) if begins < first < ends} | {begins}
-        before, lines = bytearray(), bytearray()
+        before, lines = bytearray(reader.before), bytearray()
         written = begins
         for seq, line in reader.lines():
             if seq < begins:

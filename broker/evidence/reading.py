@@ -21,7 +21,7 @@ from typing import Final, Self, TypeVar
 
 from broker.ledger.checkpoints import read_log
 from broker.ledger.compressed import open_lines
-from broker.ledger.errors import LedgerDamaged, PositionUnknown, TilesDamaged
+from broker.ledger.errors import LedgerDamaged, PositionArchived, PositionUnknown, TilesDamaged
 from broker.ledger.merkle import (
     Subtree,
     consistency_path,
@@ -69,8 +69,8 @@ class LedgerReader:
         self._directory = directory
         # What the checkpoint covers lies in segments that are there by now.
         self._first_seqs = list_segments(directory)
-        self._before = _before(directory, self._first_seqs)
-        self.begins = len(self._before) // HASH_BYTES
+        self.before = _before(directory, self._first_seqs)
+        self.begins = len(self.before) // HASH_BYTES
         self._files = contextlib.ExitStack()
         self._segment: tuple[int, int, int] | None = None
         self._levels: dict[int, int | None] = {}
@@ -94,7 +94,7 @@ class LedgerReader:
             PositionUnknown: the newest checkpoint does not cover it.
             LedgerDamaged: the segments do not hold it.
         """
-        self._check_covered(seq)
+        self._check_covered(seq, self.begins)
         place = max(1, bisect.bisect_right(self._first_seqs, seq))
         first_seq = self._first_seqs[place - 1]
         following = [*self._first_seqs[place : place + 1], self.checkpoint.size][0]
@@ -126,10 +126,10 @@ class LedgerReader:
         if seq < self.checkpoint.size:
             raise LedgerDamaged(f"{self.checkpoint.size} events were signed, {seq} are there")
 
-    def _check_covered(self, seq: int) -> None:
-        if 0 <= seq < self.begins:
-            raise PositionUnknown(f"event {seq} lies before this range, which begins with event "
-                                  f"{self.begins}")
+    def _check_covered(self, seq: int, begins: int = 0) -> None:
+        if 0 <= seq < begins:
+            raise PositionArchived(f"event {seq} is not in this folder, which begins with event "
+                                   f"{self.begins}: it was archived, or is no part of this range")
         if not 0 <= seq < self.checkpoint.size:
             raise PositionUnknown(
                 f"the newest checkpoint covers {self.checkpoint.size} events, not event {seq}"
@@ -204,7 +204,7 @@ class LedgerReader:
         return b"" if descriptor is None else os.pread(descriptor, TILE_BYTES, tile * TILE_BYTES)
 
     def _levels_in_memory(self) -> Callable[[int, int, int], bytes]:
-        hashes = self._before + b"".join(
+        hashes = self.before + b"".join(
             bytes.fromhex(line_hash(line)) for _, line in self.lines()
         )
         levels = [hashes]
@@ -218,13 +218,13 @@ class LedgerReader:
 
 
 def _before(directory: str, first_seqs: list[int]) -> bytes:
-    """Give the hashes of the events before an exported range; nothing where it is none."""
+    """Give the hashes of the events before the first one there; nothing where it is event 0."""
     length = first_seqs[0] * HASH_BYTES if first_seqs else 0
     path = f"{directory}/before.hashes"
-    if not length or not os.path.isfile(path) or os.path.getsize(path) != length:
+    if not length or not os.path.isfile(path) or os.path.getsize(path) < length:
         return b""
     with open(path, "rb") as file:
-        return file.read()
+        return file.read(length)
 
 
 def written_events(directory: str) -> int:

@@ -26,6 +26,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from broker.evidence.crowd import walk_all
+from broker.evidence.events import archived_before
 from broker.evidence.memory import Memory, Sealed, recall, remember
 from broker.evidence.problems import DamageError, Problem, ProblemKind
 from broker.evidence.walk import SegmentTask, Walked, first_log_id, last_hash, subtrees
@@ -59,7 +60,8 @@ _MANY_BYTES: Final = 16 * 1024 * 1024
 class VerificationReport(msgspec.Struct, frozen=True, kw_only=True):
     """What was verified. `key_given` is false when the key is only the ledger's own claim.
 
-    `begins` is the first event that is there; of those before it an exported range has hashes only.
+    `begins` is the first event that is there; of those before it there are hashes only, because
+    this is an exported range or they were archived. A ledger with an anchor must say the latter.
     `known` is how many of the events were verified before and not read again; `remembered` is
     false when the memory could not be written for the next time.
     """
@@ -125,12 +127,13 @@ def verify_directory(
         if known is not None and isinstance(anchor, _Entry) and anchor.claimed.size < known.size:
             known = None
     events = _Events(segments, sorted(sizes), known)
-    if known is None and anchor is None:
+    if known is None:
         events.begin_later()
     problem: Problem | None = None
     remembered = True
     try:
         events.walk(processes, progress)
+        events.check_begin(anchored=anchor is not None)
         signer = key or _claimed_key(events)
         log.check(events, signer)
         if anchor is not None:
@@ -208,16 +211,18 @@ class _Events:
         self._identities = list(known.segments) if known else []
         self._previous = known.previous if known else GENESIS_HASH
         self.begins = segments.first_seqs[0] if known else 0
+        self._before = 0.0
 
     def begin_later(self) -> None:
-        """Take the hashes of the events before an exported range, if there are just so many.
+        """Take the hashes of the events before the first one there, if there are as many.
 
-        The signed roots hold them as well. A ledger with an anchor is whole or damaged.
+        The signed roots hold them as well.
         """
         first = self._segments.first_seqs[0] if self._segments.first_seqs else 0
         try:
             with open(f"{self._segments.directory}/{BEFORE_FILE}", "rb") as file:
-                hashes = file.read(first * HASH_BYTES + 1)
+                hashes = file.read(first * HASH_BYTES)
+                self._before = os.fstat(file.fileno()).st_size / HASH_BYTES
         except FileNotFoundError:
             return
         if not first or len(hashes) != first * HASH_BYTES:
@@ -228,6 +233,17 @@ class _Events:
                 self.roots[self.tree.size] = self.tree.root()
         self.begins = self.seq = first
         self._previous = hashes[-HASH_BYTES:].hex()
+
+    def check_begin(self, *, anchored: bool) -> None:
+        """Check that what is not there was archived, if it must have been.
+
+        A ledger with an anchor is whole, or says what was archived. While segments are being
+        removed there may be the hashes of more than is gone, and of no more than it says.
+        """
+        if self.begins and (anchored or self._before > self.begins):
+            archived = archived_before(self._segments.directory)
+            if archived < self.begins or self._before not in (0, self.begins, archived):
+                raise self.missing_segment(0)
 
     @property
     def previous(self) -> str:
@@ -274,11 +290,12 @@ class _Events:
                 number=self.seq,
             )
 
-    def missing_segment(self) -> DamageError:
-        """Say that the next segment is not there."""
+    def missing_segment(self, seq: int | None = None) -> DamageError:
+        """Say that the next segment is not there, or that of a position."""
+        seq = self.seq if seq is None else seq
         return DamageError(
-            "missing_segment", f"segments/{self.seq:012d}.ndjson",
-            f"the segment that begins with event {self.seq} is missing", number=self.seq,
+            "missing_segment", f"segments/{seq:012d}.ndjson",
+            f"the segment that begins with event {seq} is missing", number=seq,
         )
 
     def _take(self, task: SegmentTask, walked: Walked) -> None:

@@ -31,6 +31,7 @@ from broker.ledger.errors import (
     LedgerDamaged,
     LedgerFailure,
     LedgerUnwritable,
+    PositionArchived,
     PositionUnknown,
     TilesDamaged,
 )
@@ -170,6 +171,16 @@ class Ledger:
     def size(self) -> int:
         """How many events there are, those not yet committed included."""
         return self._next_seq
+
+    @property
+    def first_seqs(self) -> list[int]:
+        """The first event of each segment, ascending."""
+        return [*self._first_seqs]
+
+    @property
+    def first_seq(self) -> int:
+        """The first event that is there; those before it were archived."""
+        return self._first_seqs[0]
 
     @property
     def committed(self) -> int:
@@ -338,6 +349,8 @@ class Ledger:
         """
         if not 0 <= seq < self._committed:
             raise PositionUnknown(f"the ledger has {self._committed} events, {seq} is none of them")
+        if seq < self.first_seq:
+            raise PositionArchived(f"event {seq} was archived; {self.first_seq} is the first here")
         place = bisect.bisect_right(self._first_seqs, seq)
         first_seq = self._first_seqs[place - 1]
         following = [*self._first_seqs[place : place + 1], self._committed][0]
@@ -371,7 +384,7 @@ class Ledger:
         Raises:
             LedgerDamaged: a line is not what was written.
         """
-        seq, previous, committed = start, None, self._committed
+        seq, previous, committed = max(start, self.first_seq), None, self._committed
         for first_seq, following in _spans(self._first_seqs, committed):
             if following <= seq:
                 continue

@@ -8,6 +8,7 @@
     │  └─ LedgerUnwritable  the volume does not let us write
     ├─ LedgerFailure        a write or flush did not do what it must; nothing is accepted any more
     ├─ PositionUnknown      there is no proof for this event or size
+    │  └─ PositionArchived  its line was moved to an archive
     └─ TilesDamaged         the stored tree misses the signed root; the next start rebuilds it
 """
 
@@ -58,6 +59,10 @@ class LedgerFailure(LedgerError):
 
 class PositionUnknown(LedgerError):
     """The newest checkpoint does not cover this event or size."""
+
+
+class PositionArchived(PositionUnknown):
+    """The event's line was moved to an archive; its hash is still in the tree."""
 
 
 class TilesDamaged(LedgerError):

@@ -26,9 +26,12 @@ from typing import Final, NamedTuple
 from broker.ledger.checkpoints import Checkpoints, Found, Place, find
 from broker.ledger.errors import LedgerDamaged, LedgerLocked, LedgerTruncated, TilesDamaged
 from broker.ledger.segments import (
+    BEFORE_FILE,
     OpenSegment,
     Scan,
+    archived_before,
     check_end,
+    hash_before,
     list_segments,
     scan,
     scan_all,
@@ -37,7 +40,7 @@ from broker.ledger.segments import (
 from broker.ledger.space import prepare_ballast
 from broker.ledger.tiles import Tiles
 from broker.ledger.volume import Volume, make_directory, sync_directory, write_all
-from schemas.events import GENESIS_HASH, LedgerRecovery
+from schemas.events import LedgerRecovery
 from schemas.proof import HASH_BYTES, Checkpoint
 
 _FOLDERS: Final = ("segments", "quarantine", "tiles")
@@ -104,9 +107,9 @@ def _lock(volume: Volume, path: str, stack: contextlib.ExitStack) -> None:
 
 
 def _scan_last(directory: str, first_seqs: list[int], log_id: str) -> Scan:
-    if first_seqs[0] != 0:
+    prev_hash = hash_before(directory, first_seqs[0])
+    if first_seqs[0] and archived_before(directory, first_seqs) < first_seqs[0]:
         raise LedgerDamaged("the segment that begins with event 0 is missing")
-    prev_hash = GENESIS_HASH
     for first_seq, next_seq in itertools.pairwise(first_seqs):
         prev_hash = check_end(directory, first_seq, next_seq)
     scanned = scan(directory, first_seqs[-1], prev_hash)
@@ -138,6 +141,9 @@ def _open_tiles(
             return stored
         stored.close()
     made = Tiles(volume, directory, 0)
+    if first_seqs[0]:
+        with open(f"{directory}/{BEFORE_FILE}", "rb") as file:
+            made.extend(file.read(first_seqs[0] * HASH_BYTES))
     wrong = _grow(made, scan_all(directory, first_seqs), signed)
     if wrong is not None:
         made.close()

@@ -25,12 +25,19 @@ from broker.ledger.compressed import open_lines
 from broker.ledger.errors import LedgerDamaged
 from broker.ledger.volume import Volume, sync_directory, write_all
 from schemas.events import GENESIS_HASH, LINE_BYTES_MAX, LedgerClose, LedgerRoll
+from schemas.proof import HASH_BYTES
 
 SEGMENT_BYTES_MAX: Final = 64 * 1024 * 1024
 """Length from which a segment is full; about 125,000 events, scanned in well under a second."""
 
+BEFORE_FILE: Final = "before.hashes"
+"""Hashes of the events before the first one that is there."""
+
 _NAME: Final = re.compile(r"([0-9]{12})\.ndjson(?:\.gz)?")
 _SEQ: Final = re.compile(rb',"seq":([0-9]{1,16}),"ts_us":[0-9]{1,16},"v":1\}\n')
+_ARCHIVED: Final = re.compile(
+    rb'"event_type":"ledger\.open","f":\{"api_version":"[^"]*","archived_before":([0-9]{1,16}),'
+)
 _HASH: Final = slice(15, 79)
 _BODY: Final = 81
 _NEAR_BYTES: Final = 4096
@@ -149,9 +156,44 @@ def check_end(directory: str, first_seq: int, next_seq: int) -> str:
     return line[_HASH].decode("ascii", "replace")
 
 
+def hash_before(directory: str, first_seq: int) -> str:
+    """Give the event_hash before the first event that is there, in hex.
+
+    Where segments were archived, `before.hashes` holds the hashes of their events, end to end; it
+    may reach further than the archived segments while they are being removed.
+
+    Raises:
+        LedgerDamaged: events are missing, and so are their hashes.
+    """
+    if first_seq == 0:
+        return GENESIS_HASH
+    try:
+        with open(f"{directory}/{BEFORE_FILE}", "rb") as file:
+            file.seek((first_seq - 1) * HASH_BYTES)
+            found = file.read(HASH_BYTES)
+    except FileNotFoundError:
+        found = b""
+    if len(found) != HASH_BYTES:
+        raise LedgerDamaged("the segment that begins with event 0 is missing")
+    return found.hex()
+
+
+def archived_before(directory: str, first_seqs: list[int]) -> int:
+    """Give the first event that was not archived, as the newest segment that tells of it says.
+
+    It is not proven here that the line was signed.
+    """
+    for first_seq in reversed(first_seqs):
+        with open_segment(directory, first_seq) as file:
+            told = [int(match[1]) for line in file if (match := _ARCHIVED.match(line, _BODY))]
+        if told:
+            return told[-1]
+    return 0
+
+
 def scan_all(directory: str, first_seqs: list[int]) -> Iterator[Scan]:
     """Scan all segments in order, stitched by their hashes; see `scan`."""
-    prev_hash = GENESIS_HASH
+    prev_hash = hash_before(directory, first_seqs[0])
     for first_seq in first_seqs:
         one = scan(directory, first_seq, prev_hash)
         prev_hash = one.last_hash

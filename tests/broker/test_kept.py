@@ -48,8 +48,8 @@ class Home:
         """Begin with nothing."""
         folder.mkdir()
         self.place, self.folder = place, folder
-        self.states = StateFolder(str(folder))
         self.ledger = place.open()
+        self.states = StateFolder(str(folder), str(place.ledger))
         self.gateway = self.make()
 
     def make(self) -> Gateway:
@@ -87,8 +87,18 @@ class Home:
         self.ledger.close()
         self.ledger = self.place.open()
         self.gateway = self.make()
-        passed_over = take_up_past(self.gateway, self.ledger, self.states)
+        passed_over = self.take_up()
         return remembered(self.gateway), passed_over
+
+    def take_up(self) -> list[str]:
+        """Let the gateway take in the ledger's past."""
+        inventory = self.gateway._core.state.inventory
+        return take_up_past(self.gateway, inventory, self.ledger, self.states)
+
+    def seqs(self) -> list[int]:
+        """Give the positions of the state files, newest first."""
+        names = (path.stem.removeprefix("state-") for path in self.folder.glob("state-*.json"))
+        return sorted(map(int, names), reverse=True)
 
     def whole(self) -> Folded:
         """Fold all events from the first on."""
@@ -150,7 +160,7 @@ def test_a_start_folds_only_what_the_newest_state_does_not_hold(home: Home) -> N
     home.ledger.events = noting
     home.gateway = home.make()
 
-    assert take_up_past(home.gateway, home.ledger, home.states) == []
+    assert home.take_up() == []
     assert remembered(home.gateway) == expected
     assert min(decoded) == home.third
 
@@ -210,10 +220,10 @@ def test_what_is_wrong_with_a_state_file_costs_a_longer_fold(home: Home, fault: 
 def test_without_any_state_file_the_first_event_is_the_begin(home: Home) -> None:
     """All files gone, or all wrong: the full fold, as before there were any."""
     expected = home.whole()
-    for seq in home.states.seqs():
+    for seq in home.seqs():
         flip(Path(home.states.path(seq)))
     assert home.restart()[0] == expected
-    for seq in home.states.seqs():
+    for seq in home.seqs():
         Path(home.states.path(seq)).unlink()
 
     assert home.restart() == (expected, [])
@@ -274,12 +284,12 @@ def test_an_old_registry_folder_brings_nothing_back(home: Home) -> None:
 
 def test_a_state_that_cannot_be_written_is_not_vouched_for(home: Home) -> None:
     """A folder that takes nothing: the snapshot has no digest, and the next start folds longer."""
-    expected_seqs = home.states.seqs()
-    Path(home.states.path(home.ledger.size + 1) + ".new").mkdir()
+    expected_seqs = home.seqs()
+    Path(home.states.path(home.ledger.size + 1) + ".part").mkdir()
     seq = home.roll()
 
     assert home.ledger.line(seq).find(b"state_sha256") == -1
-    assert home.states.seqs() == expected_seqs
+    assert home.seqs() == expected_seqs
     assert home.restart() == (home.whole(), [])
 
 
@@ -287,4 +297,4 @@ def test_the_newest_few_are_kept(home: Home) -> None:
     """Older files go with each new one."""
     seqs = [home.roll() for _ in range(FILES_KEPT + 1)]
 
-    assert home.states.seqs() == seqs[: -FILES_KEPT - 1 : -1]
+    assert home.seqs() == seqs[: -FILES_KEPT - 1 : -1]

@@ -78,7 +78,7 @@ def test_whatever_is_exported_verifies_by_itself(grown, tmp_path, script, wanted
         bundle = encode_bundle(bundle_from_files(reader, seqs, []))
         assert sorted(verify_bundle(bundle, KEY).events) == seqs
         if begins:
-            with pytest.raises(PositionUnknown, match="lies before this range"):
+            with pytest.raises(PositionUnknown, match="is no part of this range"):
                 reader.line(begins - 1)
     if begins:
         with pytest.raises(UnreadableLedger, match=f"begins with event {begins}"):

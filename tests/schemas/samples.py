@@ -279,6 +279,8 @@ EVENTS: tuple[events.EventFields, ...] = (
         policy_sha256=DIGEST_B,
         restored_from=LOG_ID,
         restore_reason="the disk was lost",
+        archived_before=4,
+        archived_to="/srv/archive/2026",
     ),
     events.LedgerRecovery(
         torn_bytes=17, torn_sha256=DIGEST_A, checkpoint_size=5, events_after_checkpoint=2

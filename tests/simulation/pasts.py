@@ -36,12 +36,21 @@ def begin_with_past(
         event.fields.request_id.replace("-", "") for event in ledger.events
         if isinstance(event.fields, InvokeAccept)
     }
+    for name, value in everything(gateway).items():
+        require(value == everything(whole)[name], f"inventory.{name}: {value} is not the fold's")
     other = remembered(whole, calls)
     for name, value in msgspec.structs.asdict(remembered(gateway, calls)).items():
         expected = getattr(other, name)
         require(value == expected, f"{name}: the vouched state and what follows give {value}, "
                                    f"the fold of all events {expected}")
     return gateway, True
+
+
+def everything(gateway: Gateway) -> dict[str, object]:
+    """Give every attribute of the inventory, so that none can be left out of a state file."""
+    facts = dict(vars(gateway._core.state.inventory))
+    del facts["_handlers"]
+    return facts | {"history": vars(facts["history"])}
 
 
 def remembered(gateway: Gateway, calls: set[str] | None = None) -> Folded:
