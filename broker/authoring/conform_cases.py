@@ -176,13 +176,14 @@ class Inputs:
 
     def _given(self, name: str, method: Method) -> Iterator[Case]:
         """The author's own inputs of one method, in order of their names."""
-        for path, data in self._samples[name]:
-            file_name = os.path.basename(path)
+        for number, (path, data) in enumerate(self._samples[name]):
             try:
-                payload = self._sample(method, data, file_name)
+                payload = self._sample(method, data, f"{name}-{number}")
             except (ValueError, msgspec.MsgspecError, RecursionError) as error:
                 raise _no_sample(path, f"is no {method.input.kind}: {error}") from None
-            yield Case("CON-02", f"sample {file_name}", payload)
+            # A report holds printable ASCII, a file's name anything.
+            shown = ascii(os.path.basename(path))[1:-1]
+            yield Case("CON-02", f"sample {shown}"[:200], payload)
 
     def _sample(self, method: Method, data: bytes, name: str) -> Payload:
         if method.input.kind == "text":
