@@ -11,6 +11,7 @@ to the shell by the effect `Evidence`. Source: specification section 6, layers 1
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal
 
@@ -144,7 +145,7 @@ class Administration:
                 domain=state.config.domain,
                 trust=state.trust,
                 policy=state.policy,
-                granted={name: record.grants for name, record in inventory.plugins.items()},
+                granted=inventory.grants,
                 highest_version=self._highest,
                 known_bundles=inventory.bundles,
                 now_s=state.wall_us // 1_000_000,
@@ -325,23 +326,23 @@ class Administration:
             if record.versions and (request.after is None or name > request.after)
         )
         page = names[: request.limit]
+        workers = Counter(worker.plugin for worker in state.fleet.by_incarnation.values())
         state.send(origin, Plugins(
             request_id=request.request_id,
-            plugins=tuple(self._entry(state.inventory.plugins[name]) for name in page),
+            plugins=tuple(self._entry(state.inventory.plugins[name], workers) for name in page),
             next_after=page[-1] if len(names) > len(page) else None,
         ))
 
-    def _entry(self, record: PluginRecord) -> PluginEntry:
+    def _entry(self, record: PluginRecord, workers: Counter[str]) -> PluginEntry:
         state = self._state
         shown = record.enabled or record.highest
-        loaded = state.plugins.get((record.plugin, shown))
         return PluginEntry(
             plugin=record.plugin,
-            description=loaded.manifest.description if loaded else "",
+            description=state.description(record.plugin, shown),
             enabled_version=record.enabled,
             highest_version=record.highest,
             versions=len(record.versions),
-            workers=sum(len(pool.workers) for pool in state.fleet.pools_of(record.plugin)),
+            workers=workers[record.plugin],
         )
 
     def _get(self, origin: Origin, request: GetPlugin) -> None:

@@ -8,8 +8,13 @@ read again only against the digest that the ledger holds. It leaves that check t
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Collection
+from typing import Final
 
 from broker.durable import replace_file
+
+_OURS: Final = re.compile(r"[0-9a-f]{64}(\.new)?")
 
 
 class BundleFolder:
@@ -30,6 +35,16 @@ class BundleFolder:
             OSError: the volume refused.
         """
         replace_file(self.path(bundle_sha256), data)
+
+    def sweep(self, registered: Collection[str]) -> None:
+        """Remove what a registration that never came to its event has left, whole or in part.
+
+        Args:
+            registered: the digests of every bundle that was ever registered.
+        """
+        for name in os.listdir(self._directory):
+            if _OURS.fullmatch(name) and name not in registered:
+                os.unlink(self.path(name))
 
     def read(self, bundle_sha256: str, *, bytes_max: int) -> bytes | None:
         """Read a bundle's file, or None when it is absent, unreadable or too long."""

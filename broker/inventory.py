@@ -11,7 +11,7 @@ Source: specification section 6, layer 1; docs/LEDGER.md.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -78,6 +78,22 @@ class PluginRecord:
     grants: set[str] = field(default_factory=set)
     last_enabled: str | None = None
     approvals: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+
+
+class _Grants(Mapping[str, Collection[str]]):
+    """A view of each plugin's grants: making one costs nothing, however many plugins there are."""
+
+    def __init__(self, plugins: dict[str, PluginRecord]) -> None:
+        self._plugins = plugins
+
+    def __getitem__(self, plugin: str) -> Collection[str]:
+        return self._plugins[plugin].grants
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plugins)
+
+    def __len__(self) -> int:
+        return len(self._plugins)
 
 
 class Inventory:
@@ -149,6 +165,11 @@ class Inventory:
         """Find one version, or None."""
         record = self.plugins.get(plugin)
         return None if record is None else record.versions.get(version)
+
+    @property
+    def grants(self) -> Mapping[str, Collection[str]]:
+        """What is granted by request, by plugin."""
+        return _Grants(self.plugins)
 
     def enabled(self, plugin: str) -> VersionRecord | None:
         """Find the version that serves new calls, or None."""

@@ -26,7 +26,6 @@ import msgspec
 import zmq
 from nacl.signing import SigningKey
 
-from broker.administration import loaded_plugin
 from broker.bundles import BundleFolder
 from broker.client_keys import admitted, key_changes
 from broker.config import GatewayConfig
@@ -43,6 +42,7 @@ from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import LocalLauncher
 from broker.ledger.commit import Ledger
 from broker.ledger.watchdog import FlushWatchdog
+from broker.library import Library
 from broker.log import Log, open_log
 from broker.policy import policy_digest
 from broker.reload import Settings, fixed_difference
@@ -56,8 +56,6 @@ from broker.transport import (
     Transport,
     TransportRefused,
 )
-from broker.trust.errors import TrustRefused
-from broker.trust.validation import load_registered
 from broker.trust_folder import TrustFolder
 from schemas.events import (
     EventFields,
@@ -67,7 +65,6 @@ from schemas.events import (
     PolicyChange,
     TrustChange,
 )
-from schemas.manifest import BUNDLE_BYTES_MAX
 from schemas.names import API_VERSION, FRAME_BYTES_MAX_ADMIN, FRAME_BYTES_MAX_OMEGA
 from schemas.refusals import RefusalCode
 
@@ -354,7 +351,9 @@ def _begin(
     home = home._replace(trust=TrustFolder(home.path).settle(home.trust, *pinned))
     state.trust, state.trust_sha256 = home.trust.trust, home.trust.sha256
     bundles = BundleFolder(home.bundles)
-    damaged = list(_load_plugins(home, state, bundles))
+    bundles.sweep(state.inventory.bundles)
+    state.plugins = library = Library(lambda: state.inventory, bundles, home.config.domain)
+    damaged = list(library.damaged())
     if ledger.recovered is not None:
         gateway.append(ledger.recovered)
     gateway.append(opening(
@@ -368,25 +367,6 @@ def _begin(
     gateway.turn([])
     ledger.checkpoint()
     return passed_over
-
-
-def _load_plugins(home: Home, state: State, bundles: BundleFolder) -> Iterator[tuple[str, str]]:
-    """Load every registered version that may serve; give those whose bundle is damaged."""
-    for record in state.inventory.plugins.values():
-        for entry in record.versions.values():
-            if entry.state in ("revoked", "quarantined"):
-                continue
-            data = bundles.read(entry.bundle_sha256, bytes_max=BUNDLE_BYTES_MAX)
-            try:
-                registered = load_registered(
-                    data or b"", entry.manifest_sha256, entry.bundle_sha256, home.config.domain
-                )
-                # Also a schema that is not admitted any more costs its version only.
-                loaded = loaded_plugin(registered.manifest, registered.bundle)
-            except TrustRefused:
-                yield record.plugin, entry.version
-                continue
-            state.plugins[record.plugin, entry.version] = loaded
 
 
 def _changes(home: Home, state: State) -> Iterator[EventFields]:

@@ -21,7 +21,7 @@ from broker.inventory import Inventory, VersionRecord
 from broker.lifecycle import GatewayState
 from broker.orchestrator.admission import DropBudget, RequestWindow
 from broker.orchestrator.breaker import Breakers
-from broker.orchestrator.calls import Call, LoadedPlugin
+from broker.orchestrator.calls import Call, LoadedPlugin, Shelf
 from broker.orchestrator.fleet import Fleet
 from broker.orchestrator.graph import Pipeline
 from broker.trust.roots import still_trusted
@@ -252,6 +252,13 @@ class State:
     def knows(self, key_id: str) -> bool:
         """Say whether a client's key lies in the home and was not revoked."""
         return key_id in self.keys and key_id not in self.inventory.revoked_keys
+
+    def description(self, plugin: str, version: str) -> str:
+        """Give the description of a registered version; empty when its bundle is damaged."""
+        if isinstance(self.plugins, Shelf):
+            return self.plugins.description((plugin, version))
+        loaded = self.plugins.get((plugin, version))
+        return loaded.manifest.description if loaded else ""
 
     def trusts(self, record: VersionRecord) -> bool:
         """Say whether the publisher of a registered version is still trusted, now.

@@ -15,7 +15,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from broker.effects import Origin
 from broker.lifecycle import CallState
@@ -51,6 +51,15 @@ class LoadedPlugin:
     manifest_bytes: bytes = field(repr=False)
     bundle_sha256: str
     validators: Mapping[str, Validator]
+
+
+@runtime_checkable
+class Shelf(Protocol):
+    """Versions at hand that can describe one without holding it."""
+
+    def description(self, key: tuple[str, str]) -> str:
+        """Give a version's description, or nothing."""
+        ...
 
 
 class Misfit(NamedTuple):

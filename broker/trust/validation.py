@@ -102,6 +102,13 @@ class _PublisherHint(msgspec.Struct):
     publisher: str = ""
 
 
+class _Description(msgspec.Struct):
+    """The one field that a list shows."""
+
+    description: str
+
+
+_description_decoder: Final = msgspec.json.Decoder(_Description)
 _hint_decoder: Final = msgspec.json.Decoder(_PublisherHint)
 
 
@@ -196,6 +203,19 @@ def load_registered(
             RefusalCode.DOMAIN_MISMATCH, f"the bundle is of the {manifest.domain} domain"
         )
     return Registered(manifest, bundle)
+
+
+def registered_description(data: bytes, bundle_sha256: str) -> str:
+    """Read the description alone, out of the very bytes that were registered; empty for others.
+
+    Args:
+        data: the stored bytes.
+        bundle_sha256: digest of the bundle, as registered.
+    """
+    if hashlib.sha256(data).hexdigest() != bundle_sha256:
+        return ""
+    payload = decode_base64(read_envelope(read_bundle(data).envelope).payload, "payload")
+    return _description_decoder.decode(payload).description
 
 
 def _verify(envelope: bytes, context: ValidationContext) -> Verified:

@@ -62,9 +62,10 @@ class _Refusal(msgspec.Struct, tag_field="type", tag="refusal"):
 class InvokeTraffic:
     """Invocations of the echo method, and their results."""
 
-    def __init__(self, timeout_ms: int = 10_000) -> None:
+    def __init__(self, timeout_ms: int = 10_000, plugin: str = PLUGIN) -> None:
         """Cut one encoded invocation at the places that change."""
         self._timeout_ms = timeout_ms
+        self._plugin = plugin
         self._sent = 0
         self._known_size = 0
         self._keys: list[bytes] = []
@@ -76,7 +77,8 @@ class InvokeTraffic:
 
     def _cut(self) -> tuple[bytes, bytes, bytes]:
         frame = codec.encode(Invoke(
-            request_id=_PLACEHOLDER_ID, known_size=self._known_size, plugin=PLUGIN, method="echo",
+            request_id=_PLACEHOLDER_ID, known_size=self._known_size, plugin=self._plugin,
+            method="echo",
             payload=JSONPayload(DOCUMENT), timeout_ms=self._timeout_ms,
             commitment_key=_PLACEHOLDER_KEY,
         ))

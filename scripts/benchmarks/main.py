@@ -10,7 +10,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from benchmarks import bus, ledger, load, sandbox
+from benchmarks import bus, ledger, load, sandbox, trust
 from benchmarks.machine import describe
 from benchmarks.measure import BenchFailed, Row
 from benchmarks.plot import plot
@@ -19,6 +19,7 @@ from benchmarks.processes import temporary_folder
 BENCHES = {
     "bus": (bus.run, bus.NAMES), "ledger": (ledger.run, ledger.NAMES),
     "load": (load.run, load.NAMES), "sandbox": (sandbox.run, sandbox.NAMES),
+    "trust": (trust.run, trust.NAMES),
 }
 
 
@@ -39,6 +40,7 @@ def main(root: str, arguments: list[str]) -> int:
             result = run(
                 root, folder, rounds=options.rounds, seconds=options.seconds, only=only, tell=_tell,
                 **({"events": options.events} if options.bench == "ledger" else {}),
+                **({"versions": options.versions} if options.bench == "trust" else {}),
             )
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -79,14 +81,18 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--events", type=int, default=ledger.EVENTS,
         help="events that `ledger` verifies and proves (default 1000000)",
     )
+    parser.add_argument(
+        "--versions", type=int, default=trust.VERSIONS,
+        help="versions that `trust` registers (default 10000)",
+    )
     parser.add_argument("--only", help="rows to measure, by name, with commas")
     parser.add_argument(
         "--folder", help="where the homes are made, so whose flush is measured (default /var/tmp)"
     )
     parser.add_argument("--plot", metavar="FILE", help="with `load`: an SVG of offered load")
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.seconds <= 0 or options.events < 1:
-        parser.error("--rounds, --seconds and --events must be positive")
+    if options.rounds < 1 or options.seconds <= 0 or options.events < 1 or options.versions < 1:
+        parser.error("--rounds, --seconds, --events and --versions must be positive")
     return options
 
 
