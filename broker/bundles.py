@@ -14,7 +14,7 @@ from typing import Final
 
 from broker.durable import replace_file
 
-_OURS: Final = re.compile(r"[0-9a-f]{64}(\.new)?")
+_OURS: Final = re.compile(r"[0-9a-f]{64}(\.part)?")
 
 
 class BundleFolder:

@@ -23,7 +23,7 @@ from benchmarks.gateway import CONNECT_S, InvokeTraffic
 from benchmarks.measure import BenchFailed, Row, Sample, closed_loop, median_of, percentiles
 from benchmarks.plain import client_socket
 from benchmarks.processes import Child, cpu_us, tree_of
-from benchmarks.versions import SCHEMAS, Press, fill
+from benchmarks.versions import SCHEMAS, VERSIONS_EACH, Press, fill
 from broker.client import AdminClient, GatewayError
 from broker.client_profile import read_profile
 from broker.home import Home, create_home, load_home
@@ -78,6 +78,7 @@ class _Trust:
         begin = time.perf_counter()
         fill(self.home, self.press, versions)
         self.fill_s = time.perf_counter() - begin
+        self.plugins = -(-versions // VERSIONS_EACH)
         self.registered = 0
 
     @contextlib.contextmanager
@@ -115,7 +116,7 @@ class _Trust:
 
     def show(self, operator: AdminClient, pid: int) -> Sample:
         """Show plugins from all over the registry."""
-        numbers = iter(range(0, VERSIONS // 8, 25))
+        numbers = iter(range(0, self.plugins, max(1, self.plugins // 50)))
         left = [next(numbers)]
 
         def one() -> None:
