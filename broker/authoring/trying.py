@@ -69,10 +69,11 @@ def call(method: str, directory: str, watch: bool, **given: str | None) -> None:
     policy that it runs under; without one nothing is granted.
     """
     with _gateway() as gateway:
+        before = folder_state(directory)
         status = try_once(gateway, directory, method, given)
         if not watch:
             raise SystemExit(status)
-        for _ in _saves(directory):
+        for _ in saves(directory, before):
             try_once(gateway, directory, method, given)
 
 
@@ -85,8 +86,9 @@ def dev(directory: str) -> None:
     development home that is gone when this ends. The version before finishes its calls.
     """
     with _gateway() as gateway:
+        before = folder_state(directory)
         _swap(gateway, directory)
-        for saved in _saves(directory, always=True):
+        for saved in saves(directory, before, always=True):
             _show_printed(gateway)
             if saved:
                 _swap(gateway, directory)
@@ -178,18 +180,26 @@ def _gateway() -> Iterator[LocalGateway]:
         raise SystemExit(status) from None
 
 
-def _saves(directory: str, *, always: bool = False) -> Iterator[bool]:
-    """Give True after each change of a folder's files; with `always` also False now and then."""
-    before = _state(directory)
+FolderState = dict[str, tuple[int, int]]
+
+
+def saves(directory: str, before: FolderState, *, always: bool = False) -> Iterator[bool]:
+    """Give True after each change of a folder's files; with `always` also False now and then.
+
+    Args:
+        directory: the folder.
+        before: what it was when its files were last used, so that no save is missed.
+        always: whether to give False when nothing changed.
+    """
     while True:
         select.select([], [], [], _LOOK_S)
-        now = _state(directory)
+        now = folder_state(directory)
         if now != before or always:
             yield now != before
         before = now
 
 
-def _state(directory: str) -> dict[str, tuple[int, int]]:
+def folder_state(directory: str) -> FolderState:
     """Note size and time of every file that a bundle may come from."""
     found = {}
     for folder, folders, files in os.walk(directory):

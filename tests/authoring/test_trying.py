@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from broker.authoring.local import version_after
-from tests.authoring.folders import ENVIRONMENT
+from broker.authoring.trying import folder_state, saves
+from tests.authoring.folders import ENVIRONMENT, plugin_folder
 from tests.broker.test_machine import FILTERED
 from tests.support.gateway import wait_for
 
@@ -191,3 +192,11 @@ def test_the_lines_that_dev_prints_work_as_they_are(plugin: Path):
 def test_a_changed_folder_gets_a_version_that_rises(last: str, own: str, found: str):
     """Its own where that is higher, else a pre-release of the next; never a lower one made up."""
     assert version_after(last, own, 7) == found
+
+
+def test_a_save_during_the_first_call_is_answered_too(tmp_path: Path):
+    """What a folder held when its files were read is what later states are held against."""
+    folder = plugin_folder(tmp_path / "plugin")
+    before = folder_state(str(folder))
+    (folder / "plugin.py").write_text((folder / "plugin.py").read_text() + "\n# saved\n")
+    assert next(saves(str(folder), before)) is True
