@@ -78,7 +78,7 @@ class Siege:
         self.spy = read_profile(str(gateway.home / "profiles" / "spy"))
         self.run_directory = load_home(
             str(gateway.home), environment=gateway.environment).run_directory
-        self._read = 0
+        self._read: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
         self._drop_events = 0
 
@@ -159,13 +159,16 @@ class Siege:
         return self._drop_events
 
     def _tail(self) -> None:
-        segments = sorted((self.gateway.home / "ledger" / "segments").glob("*.ndjson"))
-        with segments[-1].open("rb") as file:
-            file.seek(self._read)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for line in whole.splitlines():
+        for segment in sorted((self.gateway.home / "ledger" / "segments").glob("*.ndjson")):
+            with segment.open("rb") as file:
+                file.seek(self._read[segment.name])
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._read[segment.name] += len(whole)
+            self._count(whole)
+
+    def _count(self, lines: bytes) -> None:
+        for line in lines.splitlines():
             if b'"frame.drop"' in line:
                 event: Event = decode_event(line)
                 fields = event.fields
