@@ -13,6 +13,8 @@ import msgspec
 from sandbox_worker.sdk import CannotAnswer, Context, method
 
 OPERATIONS_MAX = 10_000
+DEPTH_MAX = 29
+"""Of a value in the patch: it lies three levels deep in an answer, which may have 32."""
 
 
 class Documents(msgspec.Struct, forbid_unknown_fields=True):
@@ -110,4 +112,15 @@ def _equal(left: object, right: object) -> bool:
 def _append(patch: list[Operation], operation: Operation) -> None:
     if len(patch) == OPERATIONS_MAX:
         raise CannotAnswer(f"the documents differ in more than {OPERATIONS_MAX} places")
+    if not isinstance(operation, Remove) and _depth(operation.value) > DEPTH_MAX:
+        raise CannotAnswer(f"what is new at {operation.path!r} nests deeper than {DEPTH_MAX}")
     patch.append(operation)
+
+
+def _depth(value: object) -> int:
+    """How many arrays and objects lie in each other."""
+    if isinstance(value, dict):
+        return 1 + max(map(_depth, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(_depth, value), default=0)
+    return 0

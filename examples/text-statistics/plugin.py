@@ -19,6 +19,8 @@ _SENTENCE_END = re.compile(r"(?<![.!?\u2026])[.!?\u2026]++(?=[\s\"')\]\u201d\u20
 _VOWELS = re.compile(r"[aeiouyà-æè-ïò-öù-ýœ]+")
 
 MOST_FREQUENT = 10
+WORD_CHARACTERS_MAX = 64
+"""Longer ones are counted and not listed: a text may be one word, and an answer has a bound."""
 _TABLE_ENTRIES_MAX = 200_000
 
 
@@ -58,7 +60,8 @@ def count(context: Context, text: TextPayload) -> TextStatistics:
     context.progress(0.5, f"{words} words, {len(counts)} of them different")
     sentences = max(1, len(_SENTENCE_END.findall(text.text)))
     syllables = sum(number * _syllables(word) for word, number in counts.items())
-    frequent = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:MOST_FREQUENT]
+    listed = [entry for entry in counts.items() if len(entry[0]) <= WORD_CHARACTERS_MAX]
+    frequent = sorted(listed, key=lambda entry: (-entry[1], entry[0]))[:MOST_FREQUENT]
     return TextStatistics(
         characters=len(text.text),
         letters=sum(number * sum(map(str.isalpha, word)) for word, number in counts.items()),

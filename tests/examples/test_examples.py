@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pydoc_data.topics
@@ -252,3 +253,26 @@ def test_the_default_policy_grants_nothing():
     """The examples' policies add to nothing."""
     assert Policy().grants == {}
     assert Policy().modules.allowed == {}
+
+
+@every_example
+def test_an_example_conforms(folder: Path, tmp_path: Path):
+    """The conformance suite finds nothing in an example; what only shows attempts is found out."""
+    words = ["conform", str(folder), "-o", str(tmp_path / "report.json")]
+    with contextlib.ExitStack() as stack:
+        if folder.name == NUMPY:
+            policy = tmp_path / POLICY_FILE
+            policy.write_text(numpy_policy(stack.enter_context(numpy_folder())))
+            words += ["--policy", str(policy)]
+        done = subprocess.run(
+            [sys.executable, "-m", "broker.authoring.main", *words], env=ENVIRONMENT,
+            capture_output=True, text=True, check=False, timeout=120,
+        )
+    report = json.loads((tmp_path / "report.json").read_text())
+    broken = {rule["rule"] for rule in report["rules"] if rule["verdict"] == "broken"}
+    assert done.returncode == bool(broken), done.stdout + done.stderr
+    if folder.name == "forbidden-attempts":
+        # It breaks several by being what it is: among them that the sandbox had to end it.
+        assert "CON-16" in broken, done.stdout
+    else:
+        assert broken == set(), done.stdout

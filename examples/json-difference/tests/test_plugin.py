@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plugin import Documents, difference
+from plugin import DEPTH_MAX, Documents, Replace, difference
 
 from sandbox_worker.sdk import CannotAnswer, Context
 
@@ -94,3 +94,14 @@ def test_documents_that_share_nothing_have_no_useful_difference():
     """Beyond ten thousand operations the plugin says so."""
     with pytest.raises(CannotAnswer):
         difference(Context(), Documents(list(range(20_000)), []))
+
+
+def test_a_value_that_would_nest_too_deep_in_an_answer_is_refused():
+    """An answer may nest 32 levels, of which the patch takes three."""
+    deep: object = 1
+    for _ in range(DEPTH_MAX):
+        deep = [deep]
+    found = difference(Context(), Documents(None, deep))
+    assert found.patch == [Replace("", deep)]
+    with pytest.raises(CannotAnswer, match="nests deeper"):
+        difference(Context(), Documents(None, [deep]))

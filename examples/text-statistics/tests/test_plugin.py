@@ -56,3 +56,10 @@ def test_a_text_without_words_has_no_statistics(text: str):
 def test_a_monotonous_text_costs_no_more_than_another(piece: str):
     """A megabyte of one mark is counted in one pass; a quadratic pattern would never end."""
     count(Context(), TextPayload("word " + piece * (1_000_000 // len(piece)) + "x"))
+
+
+def test_a_text_of_one_endless_word_is_counted_and_not_repeated():
+    """An answer has a bound, so a word without one is not in it."""
+    found = count(Context(), TextPayload("a" * 100_000 + " b"))
+    assert (found.words, found.distinct_words) == (2, 2)
+    assert [one.word for one in found.most_frequent] == ["b"]
