@@ -68,7 +68,7 @@ class Library(dict[Key, LoadedPlugin]):
                 return default
             self[key] = found
         elif key in self._recent:
-            self._recent.move_to_end(key)
+            self._note(key)
         return found
 
     def __contains__(self, key: object) -> bool:
@@ -80,11 +80,16 @@ class Library(dict[Key, LoadedPlugin]):
         super().__setitem__(key, loaded)
         if len(self._descriptions) < DESCRIPTIONS_MAX:
             self._descriptions[key] = loaded.manifest.description
-        record = self._inventory().record(*key)
-        if record is None or record.state != "enabled":
-            self._recent[key] = None
+        self._note(key)
         while len(self._recent) > RECENT_MAX:
             self.pop(self._recent.popitem(last=False)[0], None)
+
+    def _note(self, key: Key) -> None:
+        """Hold a version that serves for good; of another remember that it was asked for now."""
+        record = self._inventory().record(*key)
+        self._recent.pop(key, None)
+        if record is None or record.state != "enabled":
+            self._recent[key] = None
 
     def description(self, key: Key) -> str:
         """Give a version's description without holding the version; empty when it is damaged."""

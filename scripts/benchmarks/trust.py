@@ -74,7 +74,7 @@ class _Trust:
             file.write(_SETTINGS)
         with self.serving():
             pass
-        self.press = Press(root, self.home)
+        self.press = Press(root, self.home, min(SCHEMAS, max(1, versions // 10)))
         begin = time.perf_counter()
         fill(self.home, self.press, versions)
         self.fill_s = time.perf_counter() - begin
@@ -133,9 +133,9 @@ class _Trust:
         ]
         self.registered += REGISTERED
         # The first round of a process has each schema tried once, which is not what is measured.
-        for bundle in bundles[:SCHEMAS]:
+        for bundle in bundles[: self.press.schemas]:
             operator.register_plugin(bundle)
-        left = iter(bundles[SCHEMAS:])
+        left = iter(bundles[self.press.schemas :])
         waiting = [next(left)]
 
         def one() -> None:
@@ -180,10 +180,11 @@ def run(
 ) -> Result:
     """Measure the rows; the arguments are those of every bench, `versions` the registry's size."""
     samples: dict[str, list[Sample]] = {name: [] for name in NAMES if name in only}
-    counts: dict[str, object] = {"versions": versions, "schemas": SCHEMAS}
+    counts: dict[str, object] = {"versions": versions}
     load_us: dict[str, float] = {}
     tell(f"registering {versions} versions")
     trust = _Trust(root, folder, versions)
+    counts["schemas"] = trust.press.schemas
     counts["fill_versions_per_s"] = versions / trust.fill_s
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, trust.home.run_directory, ignore_errors=True)

@@ -28,7 +28,7 @@ from schemas.events import PluginRegister
 from schemas.manifest import PAYLOAD_TYPES, PluginManifest
 
 SCHEMAS: Final = 24
-"""Distinct JSON Schemas over all versions."""
+"""Distinct JSON Schemas over all versions of a large registry."""
 VERSIONS_EACH: Final = 4
 """Versions of one plugin."""
 _AT_ONCE: Final = 500
@@ -47,8 +47,9 @@ class Version(NamedTuple):
 class Press:
     """Makes signed bundles of one plugin's code under many names, versions and schemas."""
 
-    def __init__(self, root: str, home: Home) -> None:
+    def __init__(self, root: str, home: Home, schemas: int = SCHEMAS) -> None:
         """Pack the plugin of the benches once; each version changes what tells it apart."""
+        self.schemas = schemas
         folder = read_folder(os.path.join(root, "scripts", "benchmarks", "plugin"))
         packed = read_archive(pack(folder, "development").data)
         self._manifest = msgspec.json.decode(packed.pop("manifest.json"))
@@ -57,9 +58,9 @@ class Press:
         self.signing_key = key_id(bytes(SigningKey(self._seed).verify_key))
 
     def version(self, plugin: str, version: str, variant: int) -> Version:
-        """Sign one version whose schema is one of `SCHEMAS`."""
+        """Sign one version whose schema is one of so many."""
         (schema,) = self._manifest["schemas"].values()
-        changed = canonical_bytes({**schema, "$comment": f"variant {variant % SCHEMAS}"})
+        changed = canonical_bytes({**schema, "$comment": f"variant {variant % self.schemas}"})
         name = "sha256:" + hashlib.sha256(changed).hexdigest()
         methods = {
             method: {**declared, **{side: {**declared[side], "schema": name}
