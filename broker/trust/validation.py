@@ -26,7 +26,7 @@ from broker.policy import Denied, denied_limits, denied_modules, effective
 from broker.trust.bundles import Bundle, read_bundle
 from broker.trust.conformance import WHERE, Conformed, check_report, is_required
 from broker.trust.errors import TrustRefused
-from broker.trust.json_schemas import admit
+from broker.trust.json_schemas import SCHEMAS_BYTES_MAX, admit
 from broker.trust.manifests import PROBLEMS_MAX, problem, read_manifest
 from broker.trust.roots import check_publisher, publisher, publisher_keys
 from broker.trust.signatures import (
@@ -389,6 +389,13 @@ def _schemas(manifest: PluginManifest, admit: Callable[[bytes], None]) -> Iterat
         for method in manifest.methods.values()
         for spec in (method.input, method.output)
     }
+    together = sum(len(bytes(raw)) for raw in manifest.schemas.values())
+    if together > SCHEMAS_BYTES_MAX:
+        yield problem(
+            RefusalCode.SCHEMA_NOT_ADMITTED, "$.schemas", f"{together} bytes of schemas",
+            f"at most {SCHEMAS_BYTES_MAX} bytes together",
+        )
+        return
     for name, raw in manifest.schemas.items():
         if name not in used:
             yield problem(

@@ -1,4 +1,4 @@
-"""Versions at hand: what serves is held, the rest comes from its bundle, nothing that is damaged."""
+"""Versions at hand: what serves is held, the rest comes from its bundle, nothing damaged does."""
 
 from __future__ import annotations
 

@@ -38,6 +38,10 @@ from tests.trust.builders import (
 
 SCHEMA_OTHER = canonical_bytes({"type": "string", "pattern": "(?=a)"})
 OTHER_ID = "sha256:" + hashlib.sha256(SCHEMA_OTHER).hexdigest()
+MANY = {
+    "sha256:" + hashlib.sha256(data).hexdigest(): msgspec.Raw(data)
+    for data in (canonical_bytes({"description": f"{number}" * 60_000}) for number in range(5))
+}
 JSON = PayloadSpec("json", SCHEMA_ID)
 TEXT = PayloadSpec("text")
 
@@ -164,6 +168,10 @@ CASES: dict[str, Case] = {
             methods=_methods(more=Method(PayloadSpec("json", OTHER_ID), TEXT)),
             schemas={SCHEMA_ID: msgspec.Raw(SCHEMA), OTHER_ID: msgspec.Raw(SCHEMA_OTHER)},
         )), context, [("schema_not_admitted", f"$.schemas.{OTHER_ID}.pattern")],
+    ),
+    "more schemas than may be weighed in one go": (
+        lambda: bundle(manifest(schemas={SCHEMA_ID: msgspec.Raw(SCHEMA)} | MANY)), context,
+        [("schema_not_admitted", "$.schemas")],
     ),
     "a schema that no method uses": (
         lambda: bundle(manifest(methods={"count": Method(TEXT, TEXT)})), context,
