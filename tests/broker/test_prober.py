@@ -62,6 +62,19 @@ def test_a_schema_that_is_slow_by_construction_is_refused_within_its_limit(
     assert trial_problem(after.status, after.signal, after.said) is None
 
 
+def test_an_honest_schema_passes_its_trial(launched: Launched) -> None:
+    """What a plugin needs is compiled and tried within the bounds."""
+    report = tried(launched, canonical_bytes({
+        "type": "object", "required": ["name"], "additionalProperties": False,
+        "properties": {
+            "name": {"type": "string", "pattern": "^[a-z]{1,64}$"},
+            "rows": {"type": "array", "items": {"type": "object", "properties": {
+                "id": {"type": "integer", "minimum": 0}, "tag": {"enum": ["a", "b"]}}}},
+        },
+    }))
+    assert trial_problem(report.status, report.signal, report.said) is None
+
+
 def test_a_prober_is_sealed_before_it_reads(launched: Launched) -> None:
     """While a bomb runs, its process has no capability, no new privilege and a filter, and limits.
 

@@ -75,19 +75,6 @@ def test_places_and_documents_are_bounded(keyword: str) -> None:
             assert len(canonical_bytes(document)) < 3 * 4096
 
 
-def test_an_honest_schema_passes_its_trial() -> None:
-    """What a plugin needs is compiled and tried within the bounds."""
-    schema = {
-        "type": "object", "required": ["name"], "additionalProperties": False,
-        "properties": {
-            "name": {"type": "string", "pattern": "^[a-z]{1,64}$"},
-            "rows": {"type": "array", "items": {"type": "object", "properties": {
-                "id": {"type": "integer", "minimum": 0}, "tag": {"enum": ["a", "b"]}}}},
-        },
-    }
-    assert try_schemas({"sha256:1": canonical_bytes(schema)}).fits
-
-
 def test_a_schema_that_cannot_be_built_is_told_with_its_place() -> None:
     """What only the engine knows is told as it is at an author's desk."""
     verdict = try_schemas({
