@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from typing import Final
 
 import nacl.exceptions
 import nacl.signing
@@ -34,6 +35,16 @@ from schemas.proof import (
     parse_note,
     parse_verifier_key,
     verify_checkpoint,
+)
+
+_REPLACED: Final = (
+    "the gateway was given a new ledger, as after a backup was put back; the first event of the "
+    "new one says why (restored_from, restore_reason). Ask the operator; if you accept it, put "
+    "head.note aside as evidence and write the new log_id and verifier_key into profile.toml"
+)
+_WENT_BACK: Final = (
+    "the ledger was cut or rewritten, or an old copy of it was put back. Keep head.note and tell "
+    "the operator: a copy that is put back needs `omega-gateway ledger restore`"
 )
 
 
@@ -79,10 +90,13 @@ class HeadKeeper:
         """
         log_id = base.origin if base is not None else self._log_id
         if log_id is not None and receipt.log_id != log_id:
-            raise LedgerForked(f"the answer is of ledger {receipt.log_id}, expected {log_id}")
+            raise LedgerForked(
+                f"the answer is of ledger {receipt.log_id}, expected {log_id}: {_REPLACED}"
+            )
         if receipt.seq < seen:
             raise LedgerForked(
-                f"a new event has position {receipt.seq}, but {seen} events were there before"
+                f"a new event has position {receipt.seq}, but {seen} events were there before: "
+                f"{_WENT_BACK}"
             )
         if receipt.checkpoint is not None:
             self.accept(receipt.checkpoint, base, receipt.consistency or ())
@@ -101,7 +115,7 @@ class HeadKeeper:
                     base.size, checkpoint.size, base.root, checkpoint.root, _raw(hashes)
                 )
         except ProofError as error:
-            raise LedgerForked(f"a checkpoint was refused: {error}") from None
+            raise LedgerForked(f"a checkpoint was refused: {error}; {_WENT_BACK}") from None
         self._compare(checkpoint)
         if checkpoint.size > self.known_size or self.head is None:
             self._keep(note, checkpoint)

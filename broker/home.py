@@ -76,6 +76,8 @@ __all__ = [
 CONFIG_FILE: Final = "gateway.toml"
 POLICY_FILE: Final = "policy.toml"
 FOLDERS: Final = ("keys", "trust", "registry", "registry/bundles", "ledger", "anchor", "artifacts")
+RESTORED: Final = "restored"
+"""A folder that is only there while a restored ledger is being put in its place."""
 ROOT_KEY: Final = "keys/root.key_secret"
 PUBLISHER_KEY: Final = "keys/publisher.key_secret"
 CONFORMANCE_KEY: Final = "keys/conformance.key_secret"
@@ -208,6 +210,11 @@ def load_home(
         raise HomeRefused(
             RefusalCode.HOME_INVALID,
             f"{path}: is no home, it holds no {CONFIG_FILE}; make one with `omega-gateway init`",
+        )
+    if os.path.lexists(os.path.join(path, RESTORED)):
+        raise HomeRefused(
+            RefusalCode.HOME_INVALID,
+            f"{path}: `omega-gateway ledger restore` was interrupted; run it again, it finishes",
         )
     with _refusals():
         for folder in ("", *FOLDERS):

@@ -60,7 +60,8 @@ class StateFolder:
         """
         try:
             replace_file(self.path(seq), data)
-            for old in _seqs(self._directory)[FILES_KEPT:]:
+            older = [one for one in _seqs(self._directory) if one < seq]
+            for old in older[FILES_KEPT - 1 :]:
                 os.unlink(self.path(old))
         except OSError:
             # The event without a digest says so in the ledger, and a longer fold is all it costs.

@@ -710,14 +710,14 @@ PAGES: Final[dict[str, tuple[str, str, str, bool, Blame]]] = {
     "ledger_damaged": (
         "The ledger's bytes are not what was written",
         "A line, segment or checkpoint does not verify.",
-        "Keep everything as it is; restore a verified copy with `omega-gateway ledger restore`.",
+        "Keep everything; name a copy that verifies: `omega-gateway ledger restore --from DIR`.",
         False,
         "operator",
     ),
     "ledger_truncated": (
         "The ledger is shorter than its checkpoint",
         "A checkpoint or the anchor commits to events that are missing.",
-        "Keep everything as it is; restore a verified copy with `omega-gateway ledger restore`.",
+        "Keep everything; name a copy that verifies: `omega-gateway ledger restore --from DIR`.",
         False,
         "operator",
     ),

@@ -17,7 +17,7 @@ import click
 
 from broker.cli.audits import audit, verify
 from broker.cli.ends import INVALID, LEDGER, CommandError
-from broker.cli.ledger_files import archive, compress, export
+from broker.cli.ledger_files import archive, compress, export, restore
 from broker.cli.options import home_option, output_option, read_options, session
 from broker.cli.output import Table, show
 from broker.cli.proofs import open_, prove
@@ -43,6 +43,7 @@ ledger.add_command(open_)
 ledger.add_command(compress)
 ledger.add_command(export)
 ledger.add_command(archive)
+ledger.add_command(restore)
 ledger.add_command(show_story)
 
 

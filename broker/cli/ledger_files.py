@@ -7,11 +7,15 @@ place was flushed and read back. It leaves the files to `broker.ledger.compresse
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
-from broker.cli.ends import FAILURE, CommandError
+from broker.cli.ends import FAILURE, LEDGER, CommandError
 from broker.cli.options import home_option, output_option, read_options, session
 from broker.cli.output import Table, show
+
+_REASON_MAX: Final = 1024
 
 
 @click.command()
@@ -110,3 +114,55 @@ def archive(before: int, target: str) -> None:
         "verifier_key": home.verifier_key,
     }
     show("omega.ledger_archived/1", facts, Table([*facts.items()]))
+
+
+@click.command()
+@home_option
+@output_option
+@click.option("--reason", required=True, metavar="TEXT",
+              help="Why; the new ledger says it to everybody who reads it.")
+@click.option("--from", "source", type=click.Path(exists=True, file_okay=False), metavar="DIR",
+              help="A copy of the ledger that verifies; else the one in the home.")
+@click.option("--archive", "archives", multiple=True, metavar="DIR",
+              type=click.Path(exists=True, file_okay=False),
+              help="An archive of that ledger; once for each.")
+def restore(reason: str, source: str | None, archives: tuple[str, ...]) -> None:
+    """Begin a new ledger after the old one was damaged or put back from a backup.
+
+    Every client refuses a ledger that was put back: it is another history. The new one has a new
+    log_id, says from which it comes and why, and takes over registered versions, revocations,
+    quarantines, the trust root's version and the keys' roles. Nothing is enabled or granted in it.
+    The old ledger is kept under forks/. Interrupted, the same command finishes.
+    """
+    from broker.home import load_home
+    from broker.restoring import CannotRestore, finish_interrupted
+    from broker.restoring import restore as restore_ledger
+
+    if not reason.isascii() or not reason.isprintable() or not 0 < len(reason) <= _REASON_MAX:
+        raise click.BadParameter(
+            f"expected 1 to {_REASON_MAX} printable ASCII characters", param_hint="--reason"
+        )
+    path = session().home_path()
+    if finish_interrupted(path):
+        click.echo("finished the restore that was interrupted; its own reason stands", err=True)
+        home = load_home(path)
+        facts = {"log_id": home.config.log_id, "verifier_key": home.verifier_key}
+        show("omega.ledger_restored/1", facts, Table([*facts.items()]))
+        return
+    try:
+        done = restore_ledger(load_home(path), reason, source, archives)
+    except CannotRestore as error:
+        raise CommandError(
+            LEDGER, str(error), "`omega-gateway ledger verify DIR --vkey KEY` checks a copy"
+        ) from None
+    facts = {
+        "log_id": done.log_id, "restored_from": done.restored_from, "kept_in": done.forks,
+        "verifier_key": done.verifier_key,
+    }
+    show("omega.ledger_restored/1", {**facts, "enabled_before": list(done.enabled_before)},
+         Table([*facts.items()]))
+    for version in done.enabled_before:
+        click.echo(f"was enabled; if it still may: `omega-gateway plugins enable {version}`",
+                   err=True)
+    click.echo("each client raises LedgerForked until log_id and verifier_key of its profile are "
+               "the new ones and its head.note is put aside", err=True)

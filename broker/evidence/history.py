@@ -40,6 +40,7 @@ from schemas.events import (
     PolicyChange,
     ReplyUndeliverable,
     Revoke,
+    StateSnapshot,
     TrustChange,
     WorkerAttest,
     WorkerExit,
@@ -103,6 +104,7 @@ class History:
     def __init__(self) -> None:
         """Begin before the first event."""
         self.runs = 0
+        self.snapshots = 0
         self.mono_us = 0
         self.last: EventFields | None = None
         self.opened: LedgerOpen | None = None
@@ -134,6 +136,7 @@ class History:
         self.dropped: dict[str, FrameDrop] = {}
         self._deadlines: list[tuple[int, str]] = []
         self._handlers: dict[type[EventFields], Callable[..., None]] = {
+            StateSnapshot: self._snapshot,
             LedgerRecovery: self._recover, LedgerOpen: self._open, KeyChange: self._key,
             TrustChange: self._trust, PolicyChange: self._policy, GrantChange: self._grant,
             PluginRegister: self._register, PluginEnable: self._enable,
@@ -198,6 +201,15 @@ class History:
         return None
 
     # --- the ledger, keys, trust ---
+
+    @property
+    def carrying(self) -> bool:
+        """Whether a restored ledger still says what it takes over from the one before it."""
+        opened = self.opened
+        return opened is not None and opened.restored_from is not None and not self.snapshots
+
+    def _snapshot(self, _fields: StateSnapshot, _event: Event) -> None:
+        self.snapshots += 1
 
     def _recover(self, _fields: LedgerRecovery, _event: Event) -> None:
         self._begin_anew()

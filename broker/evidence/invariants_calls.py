@@ -120,6 +120,8 @@ _ASKED_BY: Final[dict[type[EventFields], tuple[str, ...]]] = {
     TrustChange: ("set_trust",), PolicyChange: ("grant",), KeyChange: ("revoke",),
 }
 _OF_THE_HOME: Final = (TrustChange, PolicyChange, KeyChange)
+_CARRIED: Final = (PluginRegister, Revoke)
+"""What a restored ledger takes over, before its first snapshot."""
 
 
 @invariant(
@@ -165,6 +167,8 @@ def _roles(history: History, event: Event) -> Finding | None:
         return _refused_by_role(history, fields)
     actor = str(getattr(fields, "actor", ""))
     if isinstance(fields, _OF_THE_HOME) and actor in ("home", "gateway"):
+        return None
+    if isinstance(fields, _CARRIED) and actor == "gateway" and history.carrying:
         return None
     # What waited for the trial of its schemas may be refused because its key is gone by now.
     parting = isinstance(fields, PluginReject) and fields.code == "key_revoked"

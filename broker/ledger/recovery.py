@@ -72,7 +72,7 @@ def open_directory(place: Place, stack: contextlib.ExitStack) -> Opened:
     volume, directory = place.volume, place.directory
     for path in (directory, place.anchor_directory):
         make_directory(volume, path)
-        _lock(volume, f"{path}/LOCK", stack)
+        lock(volume, f"{path}/LOCK", stack)
     prepare_ballast(volume, directory)
     for folder in _FOLDERS:
         make_directory(volume, f"{directory}/{folder}")
@@ -97,7 +97,12 @@ def open_directory(place: Place, stack: contextlib.ExitStack) -> Opened:
     return Opened(segment, tiles, checkpoints, size, scanned.last_hash, facts, first_seqs)
 
 
-def _lock(volume: Volume, path: str, stack: contextlib.ExitStack) -> None:
+def lock(volume: Volume, path: str, stack: contextlib.ExitStack) -> None:
+    """Take a lock that its writer holds for as long as it runs.
+
+    Raises:
+        LedgerLocked: another process has it.
+    """
     descriptor = volume.open(path, os.O_RDWR | os.O_CREAT)
     stack.callback(os.close, descriptor)
     try:

@@ -19,6 +19,7 @@ from broker.trust.roots import sign_root
 from schemas.trust import Publisher, TrustRoot
 from tests.support.gateway import running_gateway
 from tests.support.pages import ROOT, blocks, commands, play
+from tests.support.simulated_home import simulated_home
 
 HOW_TO = ROOT / "docs" / "how-to"
 OPERATE = HOW_TO / "operate-a-gateway.md"
@@ -58,6 +59,17 @@ def test_keys_come_change_and_go_as_the_page_says(folder: Path) -> None:
     played = play(HOW_TO / "keys.md", folder, commands(folder / "bin"))
 
     assert played == (HOW_TO / "keys.md").read_text().count("```sh")
+
+
+def test_backups_are_restored_and_archived_as_the_page_says(folder: Path) -> None:
+    """A copy that is put back is refused, restored it serves, and what is archived still proves."""
+    page = HOW_TO / "back-up-and-restore.md"
+    simulated_home(folder / "months")
+
+    places = {"/srv/omega-gateway": f"{folder}/months"}
+    played = play(page, folder, commands(folder / "bin"), places)
+
+    assert played == page.read_text().count("```sh")
 
 
 def test_an_integrator_s_page_works_as_it_stands() -> None:
