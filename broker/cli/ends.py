@@ -18,6 +18,11 @@ LEDGER: Final = 7
 DEGRADED: Final = 8
 UNWRITABLE: Final = 74
 
+RELOAD: Final = (
+    "let the gateway read its keys again: `kill -HUP` it, or `systemctl reload omega-gateway`"
+)
+"""A next step that several commands end with."""
+
 
 class CommandError(Exception):
     """A command cannot do what it was asked."""

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from broker.cli.ends import NOT_AUTHORISED, CommandError
+from broker.cli.ends import NOT_AUTHORISED, RELOAD, CommandError
 from broker.cli.options import home_option, output_option, session
 from broker.cli.output import Table, show
 
 if TYPE_CHECKING:
     from broker.home import Home
     from broker.rotation import ClientRotation
-
-RELOAD = "let the gateway read its keys again: `kill -HUP` it, or `systemctl reload omega-gateway`"
 
 
 @click.command()

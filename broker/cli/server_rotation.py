@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from broker.cli.ends import UNREACHABLE, USAGE, CommandError
+from broker.cli.ends import RELOAD, UNREACHABLE, USAGE, CommandError
 from broker.cli.output import Table, show
-from broker.cli.rotations import RELOAD
 
 if TYPE_CHECKING:
     from broker.effects import Front
