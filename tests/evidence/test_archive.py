@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from schemas.proof import parse_verifier_key
 from schemas.refusals import RefusalCode
 from tests.simulation.pasts import remembered
 from tests.support.simulated_home import simulated_home
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +226,50 @@ def test_what_cannot_be_archived_moves_nothing(home, tmp_path) -> None:
         archive(home, 10**9, str(tmp_path / "archives"))
 
     assert list_segments(home.ledger) == first_seqs
+
+
+FULL = """
+import os, sys
+from broker.archiving import CannotArchive, archive
+from broker.evidence.verify import verify_directory
+from broker.home import load_home
+from broker.ledger.segments import list_segments
+home = load_home(sys.argv[1])
+before = list_segments(home.ledger)
+try:
+    archive(home, 10**9, sys.argv[2] + "/archives")
+except OSError as error:
+    assert "No space left" in str(error), error
+assert list_segments(home.ledger) == before
+os.unlink(sys.argv[2] + "/filler")
+archive(home, 10**9, sys.argv[2] + "/archives")
+assert list_segments(home.ledger) == before[-1:]
+report = verify_directory(home.ledger, verifier_key=home.verifier_key,
+                          anchor_directory=home.anchor)
+assert report.problem is None, report
+print("held")
+"""
+VOLUME = """
+set -e
+mkdir "$1"
+mount -t tmpfs -o size=4m,mode=700 none "$1"
+dd if=/dev/zero of="$1/filler" bs=1k count=3950 status=none
+exec "$2" -c "$3" "$4" "$1"
+"""
+
+
+@pytest.mark.system
+def test_an_archive_on_a_full_volume_removes_nothing(home, tmp_path) -> None:
+    """A real volume that is full: the command fails, and with room the same command finishes."""
+    # Only root may mount outside a user namespace of its own.
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    done = subprocess.run(
+        ["unshare", "--mount", *user, "sh", "-c", VOLUME, "volume",
+         str(tmp_path / "volume"), sys.executable, FULL, home.path],
+        cwd=ROOT, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}, capture_output=True,
+        text=True, timeout=60, check=False,
+    )
+    assert done.stdout == "held\n", done.stderr
 
 
 def killed(home: Home, target: str, wanted: int) -> int | None:
