@@ -66,10 +66,10 @@ class RequestWindow:
 
     def kept(self) -> KeptRequests:
         """Give the window to be written down."""
+        # Ids enter and leave both collections in one order, so each is taken as it is.
         return KeptRequests(
-            [used_us for used_us, _ in self._order],
-            b"".join(key for _, key in self._order).hex(),
-            [self._ends[key] for _, key in self._order],
+            [used_us for used_us, _ in self._order], b"".join(self._ends).hex(),
+            [*self._ends.values()],
         )
 
     def take_up(self, kept: KeptRequests, horizon_us: int) -> None:

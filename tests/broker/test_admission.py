@@ -93,3 +93,22 @@ def _drop(peer: str, size: int, count: int = 1) -> FrameDrop:
     """One thing that was not let in."""
     return FrameDrop(plane="front.omega", peer=peer, code=RefusalCode.FRAME_MALFORMED, bytes=size,
                      count=count)
+
+
+def test_a_window_that_was_written_down_goes_on_as_it_was() -> None:
+    """After ids left by number and by time, what is taken up again is the same window."""
+    window = RequestWindow(entries_max=3, window_us=100)
+    for number in range(5):
+        window.admit(_id(number), number * 10)
+        window.ended(_id(number), number)
+    window.admit(_id(5), 125)
+
+    again = RequestWindow(entries_max=3, window_us=100)
+    again.take_up(window.kept(), 0)
+
+    assert again.kept() == window.kept()
+    assert [again.end_of(_id(number)) for number in (3, 4, 5)] == [3, 4, None]
+    later = RequestWindow(entries_max=3, window_us=100)
+    later.take_up(window.kept(), 40)
+    assert _id(3) not in later
+    assert _id(4) in later
