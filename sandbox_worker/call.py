@@ -37,8 +37,10 @@ LENGTH_BYTES = 5
 
 # Names of this module: looking into another one would write to its objects in every call.
 _read, _write = os.read, os.write
-_loads, _reply = marshal.loads, method.reply
+_loads, _reply, _practise = marshal.loads, method.reply, method.practise
 _DUP3, _CLOEXEC = linux.DUP3, os.O_CLOEXEC
+_POLLIN = 1
+_JOB_WAITS = linux.prepared(linux.POLL, linux.Memory(linux.packed(4, JOB, _POLLIN)), 1, 0)
 _NO_PID = 1 << 22
 """No pid is that large, see proc_sys_kernel(5)."""
 _NO_MEMORY = framed(pack(["failed", "memory_limit_exceeded", ""]))
@@ -123,6 +125,9 @@ def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool) -> NoReturn:
     try:
         if quick(_DUP3, job, JOB, _CLOEXEC) != JOB:
             os._exit(JAIL_FAILED)
+        if quick(*_JOB_WAITS) == 0:
+            # Nobody waits yet, and a page that is copied now is not copied when somebody does.
+            _practise()
         _close_jail(jail, rehearsal=rehearsal)
         _answer(plugin)
         # The supervisor reads what this process used while it waits here, and ends it.

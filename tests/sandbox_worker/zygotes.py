@@ -10,7 +10,21 @@ import msgspec
 from sandbox_worker import forker
 from sandbox_worker.bundle import LaunchRefusedError, read_bundle
 from schemas.launch import LaunchDocument
+from schemas.manifest import Method
 from tests.sandbox_worker.harness import LIMITS, make_bundle, text_to_json
+
+
+def launch_of(
+    folder: Path, source: str, methods: dict[str, Method], modules: tuple[str, ...] = ()
+) -> LaunchDocument:
+    """Write the bundle of one source and say what a launcher would."""
+    bundle = make_bundle(folder, source, methods=methods, modules=modules)
+    return LaunchDocument(
+        format="omega-launch/1", incarnation="0" * 32, plugin="plugin-under-test", version="1.0.0",
+        plugin_digest=hashlib.sha256(bundle.read_bytes()).hexdigest(), bundle=str(bundle),
+        endpoint="ipc:///nowhere", server_key="0" * 40, worker_secret_key="0" * 40, limits=LIMITS,
+        grants=(), expires_at_us=0,
+    )  # fmt: skip
 
 
 def refusal_of(
@@ -28,13 +42,7 @@ def refusal_of(
     Returns:
         Why the plugin was refused, or None when it was not.
     """
-    bundle = make_bundle(folder, source, methods=text_to_json(), modules=modules)
-    launch = LaunchDocument(
-        format="omega-launch/1", incarnation="0" * 32, plugin="plugin-under-test", version="1.0.0",
-        plugin_digest=hashlib.sha256(bundle.read_bytes()).hexdigest(), bundle=str(bundle),
-        endpoint="ipc:///nowhere", server_key="0" * 40, worker_secret_key="0" * 40, limits=LIMITS,
-        grants=(), expires_at_us=0,
-    )  # fmt: skip
+    launch = launch_of(folder, source, text_to_json(), modules)
     launch = msgspec.structs.replace(launch, **(changes or {}))
     try:
         forker.start(launch, read_bundle(launch)).close()
