@@ -20,7 +20,7 @@ import click
 
 from broker.cli.connect import omega_client
 from broker.cli.ends import FAILURE, USAGE, CommandError
-from broker.cli.options import read_options, session
+from broker.cli.options import FunctionT, read_options, session
 from broker.cli.output import Table, json_bytes, printable, show_tables
 
 if TYPE_CHECKING:
@@ -29,28 +29,40 @@ if TYPE_CHECKING:
     from schemas.payloads import MediaType, Payload, TextMediaType
 
 _FORMS = ("text", "json_text", "file", "artifact", "dataset")
+_INPUT_OPTIONS = (
+    click.option("--text", metavar="T", help="A text."),
+    click.option("--json", "json_text", metavar="J", help="A JSON document."),
+    click.option("--file", metavar="F", help="A file of text, or JSON if its name ends in .json; - "
+                 "is stdin."),
+    click.option("--artifact", metavar="ID", help="A reference to an artifact: a file of the "
+                 "home's artifacts/, or with --sha256 and --size any."),
+    click.option("--sha256", metavar="HEX", help="The artifact's digest."),
+    click.option("--size", type=click.IntRange(min=0), metavar="BYTES",
+                 help="The artifact's size."),
+    click.option("--dataset", metavar="ID",
+                 help="A reference to a dataset of OMEGA's; needs --keys."),
+    click.option("--keys", metavar="K,…", help="The dataset's keys, with commas between them."),
+    click.option("--media-type", help="Of --text, --file or --artifact."),
+)
+
+
+def input_options(function: FunctionT) -> FunctionT:
+    """Add the forms that an input can be given in; `given_payload` reads them."""
+    for option in reversed(_INPUT_OPTIONS):
+        function = option(function)
+    return function
 
 
 @click.command()
 @read_options
 @click.argument("plugin", metavar="ID")
 @click.argument("method")
-@click.option("--text", metavar="T", help="A text.")
-@click.option("--json", "json_text", metavar="J", help="A JSON document.")
-@click.option("--file", metavar="F", help="A file of text, or JSON if its name ends in .json; - is "
-              "stdin.")
-@click.option("--artifact", metavar="ID", help="A reference to an artifact: a file of the home's "
-              "artifacts/, or with --sha256 and --size any.")
-@click.option("--sha256", metavar="HEX", help="The artifact's digest.")
-@click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="The artifact's size.")
+@input_options
 @click.option("--lines", metavar="F", help="A file with an input on each line: texts, or JSON if "
               "its name ends in .ndjson or .jsonl; - is stdin. Answers come a line each.")
 @click.option("--in-flight", type=click.IntRange(1, 256), default=32, metavar="N",
               help="With --lines: how many wait for their answers at once.")
 @click.option("--as-completed", is_flag=True, help="With --lines: answers as they come.")
-@click.option("--dataset", metavar="ID", help="A reference to a dataset of OMEGA's; needs --keys.")
-@click.option("--keys", metavar="K,…", help="The dataset's keys, with commas between them.")
-@click.option("--media-type", help="Of --text, --file or --artifact.")
 @click.option("--timeout", type=click.IntRange(1, 3_600_000), metavar="MS",
               help="How long the answer may take; else the profile's time.")
 @click.option("--version", metavar="V", help="An exact version or ^X.Y; else the enabled one.")
@@ -84,7 +96,7 @@ def invoke(
             ("request", result.request_id),
             ("receipt", f"event {result.receipt.seq} of {result.receipt.log_id}"),
             ("event hash", result.receipt.event_hash),
-            ("usage", _usage(result)),
+            ("usage", usage_words(result)),
             ("output sha256", result.output_sha256),
             ("commitment key", f"{result.commitment_key.hex()} (kept nowhere else)"),
         ]))
@@ -96,7 +108,8 @@ def invoke(
     return 0
 
 
-def _usage(result: Result) -> str:
+def usage_words(result: Result) -> str:
+    """Say what a call used."""
     used = result.usage
     return (f"{used.cpu_ms} ms of processor, {used.wall_ms} ms in all, at most "
             f"{used.max_rss_kb_upper_bound} KiB of memory, {used.output_bytes} bytes of answer")
@@ -184,6 +197,19 @@ def given_payload(given: Mapping[str, str | int | None]) -> PayloadLike:
         return stored_artifact(value, kind)
     _need(given, "artifact", "sha256", "size")
     return BinaryRefPayload(value, str(given["sha256"]), int(given["size"] or 0), kind)
+
+
+def whole_payload(given: Mapping[str, str | int | None], schema: str | None) -> Payload:
+    """Make the input as it travels, with the JSON Schema that a document names."""
+    import msgspec
+
+    from broker.client_session import as_payload
+    from schemas.payloads import JSONPayload
+
+    payload = as_payload(given_payload(given))
+    if schema is not None and isinstance(payload, JSONPayload):
+        payload = msgspec.structs.replace(payload, schema=schema)
+    return payload
 
 
 def stored_artifact(artifact_id: str, media_type: MediaType) -> Payload:

@@ -60,6 +60,12 @@ def _invocations() -> ModuleType:
     return invocations
 
 
+def _replays() -> ModuleType:
+    from broker.cli import replays
+
+    return replays
+
+
 def _pipelines() -> ModuleType:
     from broker.cli import pipelines
 
@@ -95,6 +101,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "plugins": Entry("List, register, enable and revoke plugins.", _plugins),
     "invoke": Entry("Run one method of one plugin.", _invocations),
     "pipeline": Entry("Run a graph of methods.", _pipelines),
+    "replay": Entry("Run an invocation of the ledger again.", _replays),
     "keys": Entry("Make, list, rotate and revoke keys.", _keys),
     "trust": Entry("Show, sign and change the trust root.", _trust),
     "ledger": Entry("Read, verify, audit and prove the ledger.", _ledger),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
@@ -170,6 +170,23 @@ def _from_files(
             raise CommandError(FAILURE, str(error)) from None
 
 
+def proven_events(seq: int, request: str | None = None) -> dict[int, Event]:
+    """Give an event of the home's ledger, and all those of a request, by position; all are proven.
+
+    Raises:
+        CommandError: the ledger holds no such event any more, or not yet.
+        ProofError: what is there does not lead to the signed head.
+    """
+    from broker.evidence.bundles import verify_bundle
+    from broker.evidence.prove import encode_bundle
+    from schemas.proof import parse_verifier_key
+
+    wanted = _Wanted([range(seq, seq + 1)], [] if request is None else [request], [])
+    bundle, key = _from_files(wanted, [], None, None)
+    proven = verify_bundle(encode_bundle(bundle), parse_verifier_key(key)).events
+    return {place: event for place, event in proven.items() if event is not None}
+
+
 def _over_wire(wanted: _Wanted, notes: list[str]) -> tuple[ProofBundle, str]:
     from broker.cli.connect import reading_client
     from broker.evidence.prove import bundle_over_wire
@@ -277,6 +294,7 @@ def open_(
     Needs the call's commitment key, which only OMEGA has, and the payload. Nothing is learned about
     any other event. Ends with 7 when the event does not commit to it.
     """
+    from broker.cli.invocations import whole_payload
     from broker.evidence.opening import open_commitment
     from schemas.proof import ProofError
 
@@ -290,7 +308,7 @@ def open_(
         seq = place if seq is None else seq
     else:
         key = _read_key(str(key_file))
-        payload = words if words is not None else _payload(given, schema)
+        payload = words if words is not None else whole_payload(given, schema)
     if seq is None:
         raise click.UsageError("name the event's position")
     try:
@@ -339,19 +357,6 @@ def _read_key(path: str) -> bytes:
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise CommandError(USAGE, f"{path}: holds no commitment key of 64 hexadecimal digits")
     return bytes.fromhex(text)
-
-
-def _payload(given: Mapping[str, str | int | None], schema: str | None) -> Payload:
-    import msgspec
-
-    from broker.cli.invocations import given_payload
-    from broker.client_session import as_payload
-    from schemas.payloads import JSONPayload
-
-    payload = as_payload(given_payload(given))
-    if schema is not None and isinstance(payload, JSONPayload):
-        payload = msgspec.structs.replace(payload, schema=schema)
-    return payload
 
 
 def _from_result(path: str) -> tuple[int, bytes, Payload]:
