@@ -111,6 +111,13 @@ def copy() -> Iterator[Copy]:
         yield Copy(Path(folder))
 
 
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Copy]:
+    """A copy for all tests that hold that nothing in it is changed or made."""
+    with tempfile.TemporaryDirectory(prefix="oq-") as folder:
+        yield Copy(Path(folder))
+
+
 @pytest.fixture
 def prepared(copy: Copy) -> Copy:
     """A copy whose virtual environment is there."""
@@ -189,20 +196,20 @@ MASKS: dict[str, tuple[list[str], str, list[str]]] = {
 
 @pytest.mark.parametrize("script", ["quickstart", "test", "start-broker"])
 @pytest.mark.parametrize("mask", MASKS)
-def test_a_machine_that_cannot_gets_one_sentence(copy: Copy, mask: str, script: str) -> None:
+def test_a_machine_that_cannot_gets_one_sentence(bare: Copy, mask: str, script: str) -> None:
     """Feature, finding and remedy in one line, exit code 5, and nothing was installed or made."""
     before, change, words = MASKS[mask]
     more = {"PYTHONPATH": str(ROOT)} if before else {}
     if change:
-        more["PYTHON"] = "/nowhere/python" if change == "none" else wrapper(copy, change)
+        more["PYTHON"] = "/nowhere/python" if change == "none" else wrapper(bare, change)
     else:
         more["PYTHON"] = getattr(sys, "_base_executable", sys.executable)
-    files = sorted(copy.folder.rglob("*"))
-    done = copy.run(*before, "/bin/bash", copy.command(script), **more)
+    files = sorted(bare.folder.rglob("*"))
+    done = bare.run(*before, "/bin/bash", bare.command(script), **more)
     assert done.returncode == 5, done.stdout + done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert [word for word in words if word not in done.stderr] == [], done.stderr
-    assert [path for path in copy.folder.rglob("*")
+    assert [path for path in bare.folder.rglob("*")
             if path not in files and "__pycache__" not in path.parts] == []
 
 
