@@ -4,9 +4,9 @@ It is told orders by the broker and facts by the zygote, and holds no authority 
 cannot start a process, only ask for one, and a call process gets exactly one job.
 
 Rules: a call has one end, reported once; with a complete reply it is over at once, its figures
-are read from the kernel and its process is ended there and then; without one it is over when its
-process was reaped. An exit report may overtake the reply, so the job socket is drained before a
-call is called dead. Deadlines are kept on the monotonic clock and the process is killed through
+are read from the kernel and its process runs no further; without one it is over when its process
+was reaped. An exit report may overtake the reply, so the job socket is drained before a call is
+called dead. Deadlines are kept on the monotonic clock and the process is killed through
 the zygote, which alone knows its pid without a race. It leaves races with cancel and revoke to
 the broker.
 """
@@ -14,6 +14,7 @@ the broker.
 from __future__ import annotations
 
 import select
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ from sandbox_worker.replies import (
     output_bytes,
     printable,
 )
+from sandbox_worker.resting import Resting
 from sandbox_worker.slot import NOTHING, Slot
 from sandbox_worker.terminal import Terminal
 from sandbox_worker.verdicts import Verdict, exit_code, fault, verdict
@@ -131,6 +133,7 @@ class Supervisor:
         self._unforked: list[tuple[Probe, Sequence[str]]] = []
         self._fork_again = 0.0
         self._soonest = float("inf")
+        self._resting = Resting()
         self._fault: int | None = None
         self.on_probe_end: Callable[[Slot, Exit], object] = lambda _slot, _exit: None
         self.draining = False
@@ -277,7 +280,8 @@ class Supervisor:
         """When `expire` or the desk has something to do, on the monotonic clock."""
         if self.desk.waiting:
             return 0.0
-        return min(self._soonest, self._warm.due, self._fork_again or self._soonest)
+        soonest = min(self._soonest, self._resting.due)
+        return min(soonest, self._warm.due, self._fork_again or soonest)
 
     def expire(self, now: float) -> None:
         """Kill what is past its deadline, and try again what could not be forked."""
@@ -288,6 +292,8 @@ class Supervisor:
                 if slot.deadline <= now:
                     self._expire(slot, now)
                 self._soonest = min(self._soonest, slot.deadline)
+        if self._resting.due <= now:
+            self._resting.end()
         if self._fork_again and self._fork_again <= now:
             self._fork_again = 0.0
             waiting, self._unforked = self._unforked, []
@@ -373,11 +379,17 @@ class Supervisor:
 
     def _settle(self, slot: Slot, now: float) -> None:
         """End a call that has replied, and its process; if it is gone, its exit report does."""
-        used = vitals.take(slot.writer)
+        # With more calls under way there is no better time to end a process than now.
+        alone = len(self._by_call) == 1
+        used = vitals.take(slot.writer, signal.SIGSTOP if alone else signal.SIGKILL)
         if used is None or slot.killed:
             return
         del self._slots[slot.number]
-        self._close(slot)
+        if alone:
+            self._forget_descriptor(slot)
+            self._resting.add(slot, now)
+        else:
+            self._close(slot)
         self._end(slot, Exit(slot.number, 0, *used), now)
 
     def _kill(self, slot: Slot, code: FailureCode | None) -> None:

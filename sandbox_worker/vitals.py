@@ -6,14 +6,16 @@ was written, processor time from that process's own clock, the largest memory fr
 is taken from a process's word.
 
 Rules: room for exactly one record of credentials lies beside what is read, so that a descriptor
-sent with it is dropped by the kernel; a process is ended as soon as its figures were read, which
-keeps it from using more; a process that is gone has no figures here, and its exit report does.
+sent with it is dropped by the kernel; a process is ended or stopped as soon as its figures were
+read, which keeps it from using more; a process that is gone has no figures here, and its exit
+report does.
 Source: unix(7), clock_getcpuclockid(3), proc_pid_status(5).
 """
 
 from __future__ import annotations
 
 import _socket
+import contextlib
 import os
 import signal
 import socket
@@ -50,14 +52,21 @@ def cpu_us(pid: int) -> int:
     return time.clock_gettime_ns((~pid << 3) | _SCHEDULED) // 1000
 
 
-def take(pid: int) -> tuple[int, int, int] | None:
-    """Read what a process used, and end it; None when it is gone.
+def kill(pid: int) -> None:
+    """End a process that `take` stopped; it may be gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def take(pid: int, end: signal.Signals = signal.SIGKILL) -> tuple[int, int, int] | None:
+    """Read what a process used, and let it use no more; None when it is gone.
 
     Returns:
         Processor time in us, the largest memory and the largest address space in kB.
 
     Args:
         pid: as `receive` gave it; 0 names no process.
+        end: SIGKILL, or SIGSTOP for one that is ended a little later.
 
     A pid can pass to another process only after the kernel gave out all others, and the
     supervisor's own layer lets it signal nothing but its zygote and call processes.
@@ -72,7 +81,7 @@ def take(pid: int) -> tuple[int, int, int] | None:
         finally:
             os.close(descriptor)
         used_us = cpu_us(pid)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, end)
     except OSError:
         # It ended by itself between its reply and now: ENOENT, ESRCH or EINVAL.
         return None

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from sandbox_worker import vitals
+from sandbox_worker.resting import Resting
+from sandbox_worker.slot import Slot
 from schemas.messages import CallResult
 from tests.sandbox_worker.harness import PATIENCE_S, Worker, worker
 
@@ -81,6 +83,27 @@ def test_the_kernel_names_the_writer_and_what_it_used() -> None:
         assert TOUCHED_KB <= used[1] < 2 * TOUCHED_KB
         assert process.wait(PATIENCE_S) == -signal.SIGKILL
         assert vitals.take(writer) is None
+
+
+def test_a_process_that_rests_is_stopped_at_once_and_ended_when_due() -> None:
+    """It uses nothing more after its figures were read, and one that is gone hurts nobody."""
+    buffer, resting = bytearray(64), Resting()
+    with _writer() as (mine, process):
+        _, writer = vitals.receive(mine, buffer)
+        assert vitals.take(writer, signal.SIGSTOP) is not None
+        _, status = os.waitpid(writer, os.WUNTRACED)
+        slot = Slot(1, mine, writer=writer)
+        resting.add(slot, 7.0)
+
+        assert os.WIFSTOPPED(status)
+        assert 7.0 < resting.due < 8.0
+
+        resting.end()
+
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL
+        assert (resting.due, mine.fileno()) == (float("inf"), -1)
+        resting.add(slot, 7.0)
+        resting.end()
 
 
 def test_a_descriptor_sent_with_a_reply_is_dropped() -> None:
