@@ -121,6 +121,7 @@ def gateway(
     durability: Durability,
     worker: Worker,
     settings: str = "",
+    policy: str = "",
 ) -> Iterator[tuple[zmq.Socket[bytes], int]]:
     """Run a gateway with the echo plugin enabled and a worker that serves it.
 
@@ -130,6 +131,7 @@ def gateway(
         durability: how the ledger is flushed.
         worker: `stub` gives payloads back without running anything, `sandbox` is the real one.
         settings: more lines of `gateway.toml`.
+        policy: more lines of `policy.toml`.
 
     Yields:
         A client connected as OMEGA, and the broker's pid.
@@ -143,13 +145,14 @@ def gateway(
             if worker == "stub":
                 file.write(f'\n[workers]\nexternal = ["{PLUGIN}"]\ncalls_max = 1000000\n')
                 # As many calls at the worker as are in flight, as with the relay.
-                with open(os.path.join(home.path, "policy.toml"), "a", encoding="utf-8") as policy:
-                    policy.write(f"\n[limits]\nconcurrency_max = {STUB_CONCURRENCY}\n")
+                policy += f"\n[limits]\nconcurrency_max = {STUB_CONCURRENCY}\n"
+        with open(os.path.join(home.path, "policy.toml"), "a", encoding="utf-8") as file:
+            file.write(policy)
         broker = stack.enter_context(
             Child(root, "broker", {"home": home.path, "log": log}, wait=False)
         )
         try:
-            _register(root, home.path, STUB_CONCURRENCY if worker == "stub" else None)
+            install(root, home.path, concurrency=STUB_CONCURRENCY if worker == "stub" else None)
         except GatewayError as error:
             raise BenchFailed(f"the gateway cannot be used: {error}\n{_end_of(log)}") from None
         if worker == "stub":
@@ -163,9 +166,11 @@ def gateway(
         yield stack.enter_context(socket), broker.pid
 
 
-def _register(root: str, home: str, concurrency: int | None) -> None:
-    """Pack, sign, register and enable the echo plugin, as an author and an operator would."""
-    folder = read_folder(os.path.join(root, "scripts", "benchmarks", "plugin"))
+def install(
+    root: str, home: str, plugin: str = "plugin", *, concurrency: int | None = None
+) -> None:
+    """Pack, sign, register and enable a plugin of the benches, as author and operator would."""
+    folder = read_folder(os.path.join(root, "scripts", "benchmarks", plugin))
     if concurrency is not None:
         limits = msgspec.structs.replace(folder.source.limits, concurrency=concurrency)
         source = msgspec.structs.replace(folder.source, limits=limits)
@@ -174,8 +179,8 @@ def _register(root: str, home: str, concurrency: int | None) -> None:
     bundle = sign(pack(folder, "development").data, [key])
     profile = os.path.join(home, "profiles", "operator")
     with AdminClient(profile, connect_timeout=CONNECT_S) as operator:
-        operator.register_plugin(bundle.data)
-        operator.enable_plugin(PLUGIN, VERSION)
+        registered = operator.register_plugin(bundle.data)
+        operator.enable_plugin(registered.plugin, registered.version)
 
 
 def _end_of(path: str) -> str:

@@ -4,7 +4,8 @@
 eight, `cancel` the time from asking to the answer while a call process spins. Capacity is the
 broker's with a stub worker, 32 in flight; `offered_F` sends F times as much at an even pace,
 whatever the answers say, and counts answers within their deadline. `per_s` is that goodput, `ratio`
-its share of capacity; p50 and p99 are of the accepted calls.
+its share of capacity; p50 and p99 are of the accepted calls. `fair_…` and `memory` are those of
+`benchmarks.held`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Final
 
 import zmq
 
+from benchmarks import held
 from benchmarks.bus import Result
 from benchmarks.document import DOCUMENT
 from benchmarks.gateway import PLUGIN, InvokeTraffic, gateway
@@ -34,7 +36,8 @@ from schemas.payloads import JSONPayload
 FACTORS: Final = (0.1, 0.5, 0.9, 1.0, 2.0, 5.0, 10.0)
 STEPS: Final = 8
 DEADLINE_MS: Final = 1_000
-NAMES: Final = ("invoke", "pipeline_step", "cancel", *(f"offered_{factor:g}" for factor in FACTORS))
+NAMES: Final = ("invoke", "pipeline_step", "cancel", *(f"offered_{factor:g}" for factor in FACTORS),
+                *held.NAMES)
 
 
 def run(
@@ -58,7 +61,12 @@ def run(
         tell("starting a gateway with a stub worker")
         with gateway(root, folder, durability="power", worker="stub") as (socket, broker):
             rows += _offered(socket, broker, factors, rounds, seconds, load, tell)
-    return Result(rows, load)
+    if only & {"fair_alone", "fair_beside"}:
+        tell("starting a gateway with two real workers")
+        beside = os.path.join(folder, "beside")
+        os.mkdir(beside)
+        rows += held.fairness(root, beside, rounds, seconds, load, tell)
+    return Result(rows, load, held.memory(root, folder, tell) if "memory" in only else {})
 
 
 # --- one after the other ---

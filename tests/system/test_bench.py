@@ -1,5 +1,6 @@
 """`scripts/bench` runs on the real thing, says what it measured in its documented shape, and leaves
-nothing behind. No figure is judged here: that is for a quiet machine and a reader."""
+nothing behind. Of its figures only memory is judged here: times are for a quiet machine and a
+reader."""
 
 from __future__ import annotations
 
@@ -165,6 +166,27 @@ def test_load_prints_its_rows_and_draws_them(tmp_path: Path) -> None:
     assert rows.keys() == {"invoke", "pipeline_step", "cancel", "offered_0.5", "offered_2"}
     assert all(row["per_s"] > 0 for row in rows.values())
     assert picture.read_text().count("<polyline") == 3
+    assert ended.left == []
+
+
+@pytest.mark.system
+@pytest.mark.jail
+def test_a_sleeping_plugin_leaves_room_and_memory_is_bounded(tmp_path: Path) -> None:
+    """Beside a plugin that sleeps another one goes on. Each enabled plugin that nobody calls, each
+    call that waits and each idle worker costs so much memory at most, far from what is usual."""
+    ended = _bench(tmp_path, "load", *SHORT, "--output", "json",
+                   "--only", "fair_alone,fair_beside,memory")
+
+    assert ended.status == 0, ended.errors
+    document = json.loads(ended.output)
+    rows = {row["name"]: row for row in document["rows"]}
+    assert rows.keys() == {"fair_alone", "fair_beside"}
+    assert all(row["per_s"] > 0 for row in rows.values())
+    assert document["machine"]["load_generator_cpu_us"].keys() == rows.keys()
+    memory = document["machine"]["memory_kb"]
+    assert memory["broker_per_enabled_plugin"] < 64
+    assert memory["broker_per_waiting_call"] < 32
+    assert 0 < memory["idle_worker"] < 256 * 1024
     assert ended.left == []
 
 
