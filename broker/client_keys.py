@@ -2,7 +2,8 @@
 
 Rules this file keeps: pure; one front for each key, by its role; a key that the ledger says was
 revoked is let in nowhere, whatever lies in the home; every change of the home's keys is an event
-before it counts; a key that is gone from the home ends what was running for it, like a revoked one.
+before it counts; a key that is gone from the home, or has another role there, ends what was running
+for it, like a revoked one.
 
 It leaves key files to `broker.keys`, handshakes to `broker.zap`, and the refusal of each frame of
 an open connection to `broker.core`, because ZAP is asked once for each connection. Source: ZeroMQ
@@ -70,5 +71,5 @@ def take_keys(
     for front in fronts:
         state.do(SetKeys(front, admitted(state, front)))
     for call in list(state.calls.values()):
-        if call.origin.key_id not in keys:
+        if not state.holds(call.origin.key_id, "omega"):
             end_revoked(call)

@@ -128,8 +128,10 @@ class Registrations:
                 self._tried.clear()
             self._tried.update(schemas)
         validated, state = self._validate(request), self._state
-        if origin.key_id not in state.keys or origin.key_id in state.inventory.revoked_keys:
-            found = problem(RefusalCode.KEY_REVOKED, "", "a key that was revoked meanwhile", "")
+        if not state.holds(origin.key_id, "operator"):
+            # Whoever may not ask any more is told that, and nothing of the bundle.
+            validated = validated._replace(problems=())
+            found = problem(RefusalCode.KEY_REVOKED, "", "a key that is no operator's any more", "")
         elif RefusalCode.LOW_SPACE in state.degraded and isinstance(request, RegisterPlugin):
             found = problem(RefusalCode.LOW_SPACE, "", "a volume that is nearly full", "")
         self._conclude(origin, request, validated if found is None else _with(validated, found))

@@ -253,6 +253,10 @@ class State:
         """Say whether a client's key lies in the home and was not revoked."""
         return key_id in self.keys and key_id not in self.inventory.revoked_keys
 
+    def holds(self, key_id: str, role: Role) -> bool:
+        """Say whether a client's key has a role now: what waited must ask again."""
+        return self.knows(key_id) and self.keys[key_id].role == role
+
     def description(self, plugin: str, version: str) -> str:
         """Give the description of a registered version; empty when its bundle is damaged."""
         if isinstance(self.plugins, Shelf):

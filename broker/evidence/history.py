@@ -238,13 +238,15 @@ class History:
             self.revoked_keys.add(fields.key_id)
         elif fields.action == "removed":
             self.roles.pop(fields.key_id, None)
-            self.heard.pop(fields.key_id, None)
+        else:
+            self.roles[fields.key_id] = fields.role
+        # What it asked for before is no measure of what it may now.
+        self.heard.pop(fields.key_id, None)
+        if fields.action != "revoked" and self.roles.get(fields.key_id) != "omega":
             # What an earlier process left open ends as abandoned.
             self.condemned |= {
                 name for name, call in self.calls.items() if call.accept.peer == fields.key_id
             } - self.inherited
-        else:
-            self.roles[fields.key_id] = fields.role
 
     def _trust(self, fields: TrustChange, _event: Event) -> None:
         self.trust = fields.version, fields.sha256

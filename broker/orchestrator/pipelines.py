@@ -137,7 +137,7 @@ class Pipelines:
             return
         if pipeline.deadline_us <= state.now:
             self.end(pipeline, "deadline")
-        elif not state.knows(pipeline.origin.key_id):
+        elif not state.holds(pipeline.origin.key_id, "omega"):
             self.end(pipeline, "revoke")
         else:
             for step in pipeline.order:

@@ -187,8 +187,7 @@ class Upgrades:
         record = state.inventory.plugins[pool.plugin]
         entry = record.versions[pool.version]
         hindrance = self._hindrance(entry, record)
-        asker = upgrade.asked[0].origin.key_id
-        if asker not in state.keys or asker in state.inventory.revoked_keys:
+        if not state.holds(upgrade.asked[0].origin.key_id, "operator"):
             hindrance = Misfit(RefusalCode.KEY_REVOKED, "who asked for the upgrade may no more")
         elif RefusalCode.LOW_SPACE in state.degraded:
             hindrance = Misfit(RefusalCode.LOW_SPACE, "")

@@ -20,19 +20,25 @@ class Registering:
         """Make a request id."""
         raise NotImplementedError
 
-    def from_operator(self, message: msgspec.Struct) -> Arrival:
+    def id_of(self, name: str) -> str:
+        """Give the id that a name stands for."""
+        raise NotImplementedError
+
+    def from_operator(self, message: msgspec.Struct, key: str) -> Arrival:
         """Put a message on front.admin."""
         raise NotImplementedError
 
-    def register(self, plugin: str, version: str) -> Arrival:
-        """An operator registers a version."""
+    def register(self, plugin: str, version: str, who: str = "operator") -> Arrival:
+        """An operator, or the `second`, registers a version."""
         return self.from_operator(
-            RegisterPlugin(request_id=self.uuid(), bundle=bundle(plugin, version)))
+            RegisterPlugin(request_id=self.uuid(), bundle=bundle(plugin, version)),
+            self.id_of(who))
 
     def validate(self, plugin: str, version: str) -> Arrival:
         """An operator asks what hinders a version."""
         return self.from_operator(
-            ValidateBundle(request_id=self.uuid(), bundle=bundle(plugin, version)))
+            ValidateBundle(request_id=self.uuid(), bundle=bundle(plugin, version)),
+            self.id_of("operator"))
 
     def become(self, word: str) -> None:
         """From now on schemas are tried `quick`, in the same turn, or `slow`, when told."""

@@ -20,7 +20,6 @@ from broker.gateway import Gateway
 from broker.inventory import Inventory
 from broker.ledger.errors import LedgerFailure
 from broker.policy import policy_digest
-from broker.reload import Settings
 from broker.state import Edge, KnownKey, State
 from schemas import codec
 from schemas.messages import (
@@ -53,6 +52,7 @@ from schemas.payloads import JSONPayload, TextPayload
 from schemas.pipelines import step_request_id
 from schemas.policy import Policy, Quotas
 from schemas.witness import PROBES
+from tests.scenarios.keyring import Keyring
 from tests.scenarios.registering import Registering
 from tests.simulation.clients import KEYS, difference_digest
 from tests.simulation.fakes import (
@@ -92,7 +92,7 @@ HIDDEN = {"bytes", "plane", "bundle_sha256", "input_commitment", "output_commitm
           "previous_sha256", "output_kind", "input_bytes", "output_bytes", "launcher", "probe"}
 
 
-class Stage(Registering):
+class Stage(Registering, Keyring):
     """One gateway on a stage."""
 
     def __init__(self) -> None:
@@ -115,8 +115,7 @@ class Stage(Registering):
             "register": self.register, "enable": self.enable, "disable": self.disable,
             "approve": self.approve,
             "grant": self.grant, "take-back": self.take_back, "revoke": self.revoke,
-            "revoke-publisher": self.revoke_publisher, "revoke-client": self.revoke_client,
-            "forget-client": self.forget_client,
+            "revoke-publisher": self.revoke_publisher, **self.keyring(),
             "invoke": self.invoke, "pipeline": self.pipeline, "read": self.read,
             "leave": self.leave, "cancel": self.cancel,
             "ready": self.ready, "report": self.report, "answer": self.answer,
@@ -325,19 +324,6 @@ class Stage(Registering):
             key_id = public_key_id(PUBLISHER_SEED)
         return self.from_operator(Revoke(request_id=self.uuid(), kind="publisher_key", id=key_id,
                                          reason="lost"))
-
-    def revoke_client(self, name: str) -> Arrival:
-        """An operator revokes a client's key."""
-        return self.from_operator(Revoke(request_id=self.uuid(), kind="client_key",
-                                         id=self.id_of(name), reason="lost"))
-
-    def forget_client(self, name: str) -> Arrival:
-        """A client's key is taken out of the home, and the home is read again."""
-        state = self.core.state
-        keys = {key: known for key, known in state.keys.items() if key != self.id_of(name)}
-        self.signals.settings = Settings(
-            state.config, state.policy, state.policy_sha256, keys)
-        return Readable(SIGNALS_FD)
 
     def set_trust(self, version: str, form: str, signer: str = "root") -> Arrival:
         """An operator sends a trust root of a form of `tests.simulation.trusts`; `signer` is `root`

@@ -179,9 +179,12 @@ class Checks:
         """Who may approve, how many must, and which root is in force."""
         if isinstance(fields, PolicyChange):
             self.operators_required = self.required[fields.sha256]
-        elif isinstance(fields, KeyChange) and fields.role == "operator":
-            (self.operators.add if fields.action == "added" else self.operators.discard)(
-                fields.key_id)
+        elif isinstance(fields, KeyChange):
+            gone = fields.action == "removed"
+            role = "" if gone else fields.role
+            (self.operators.add if role == "operator" else self.operators.discard)(fields.key_id)
+            if not gone:
+                self.roles = {**self.roles, fields.key_id: role}
         elif isinstance(fields, Revoke) and fields.kind == "client_key":
             self.operators.discard(fields.id)
         elif isinstance(fields, TrustChange):

@@ -36,5 +36,5 @@ def opening(events: Sequence[Event], core: Core) -> Iterator[EventFields]:
         yield PolicyChange(sha256=state.policy_sha256, actor="home",
                            previous_sha256=state.inventory.policy_sha256 or None)
     for key, role in KEYS.items():
-        if key not in state.inventory.known_keys:
+        if state.inventory.known_keys.get(key) != role:
             yield KeyChange(action="added", role=role, key_id=key, actor="home")

@@ -57,6 +57,9 @@ def other_settings(random: Random, keys: dict[str, KnownKey]) -> Settings:
     keys = dict(keys)
     if random.random() < 0.3:
         keys.pop(random.choice(["b" * 16, "d" * 16, "9" * 16]))
+    elif random.random() < 0.2:
+        key = random.choice(["b" * 16, "9" * 16])
+        keys[key] = KnownKey(key, "auditor", key)
     quotas = msgspec.structs.replace(
         POLICY.quotas, in_flight_max=random.randint(2, 6), weight=random.randint(1, 9),
         plugins=random.choice(({}, POLICY.quotas.plugins)),

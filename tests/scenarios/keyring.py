@@ -1,0 +1,70 @@
+"""A stage's commands about clients' keys: revoked, taken out, given another role, replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from broker.arrivals import Arrival, Readable
+from broker.core import Core
+from broker.reload import Settings
+from broker.state import KnownKey
+from schemas.messages import Revoke
+from schemas.names import Role
+from tests.simulation.fakes import SIGNALS_FD, FakeSignals
+
+
+class Keyring:
+    """What becomes of clients' keys. The stage gives ids, names, a front and a core."""
+
+    core: Core
+    signals: FakeSignals
+    names: dict[str, str]
+
+    def uuid(self, name: str | None = None) -> str:
+        """Make a request id."""
+        raise NotImplementedError
+
+    def id_of(self, name: str) -> str:
+        """Give the id that a name stands for."""
+        raise NotImplementedError
+
+    def from_operator(self, message: msgspec.Struct, key: str) -> Arrival:
+        """Put a message on front.admin."""
+        raise NotImplementedError
+
+    def keyring(self) -> dict[str, Callable[..., Arrival | None]]:
+        """Give these commands by name."""
+        return {
+            "revoke-client": self.revoke_client, "forget-client": self.forget_client,
+            "change-role": self.change_role, "replace-key": self.replace_key,
+        }
+
+    def revoke_client(self, name: str, who: str = "operator") -> Arrival:
+        """An operator, or the `second`, revokes a client's key."""
+        return self.from_operator(key=self.id_of(who), message=Revoke(
+            request_id=self.uuid(), kind="client_key", id=self.id_of(name), reason="lost"))
+
+    def forget_client(self, name: str) -> Arrival:
+        """A client's key is taken out of the home, and the home is read again."""
+        keys = {key: known for key, known in self.core.state.keys.items()
+                if key != self.id_of(name)}
+        return self._reread(keys)
+
+    def change_role(self, name: str, role: Role) -> Arrival:
+        """The home gives a client's key another role, and is read again."""
+        key = self.id_of(name)
+        return self._reread(self.core.state.keys | {key: KnownKey(key, role, key)})
+
+    def replace_key(self, name: str, next_name: str) -> Arrival:
+        """A client's next key comes into the home beside the present one."""
+        key, present = "8" * 16, self.core.state.keys[self.id_of(name)]
+        self.names[key] = next_name
+        return self._reread(self.core.state.keys | {
+            key: KnownKey(key, present.role, key, present.key_id)})
+
+    def _reread(self, keys: dict[str, KnownKey]) -> Arrival:
+        state = self.core.state
+        self.signals.settings = Settings(state.config, state.policy, state.policy_sha256, keys)
+        return Readable(SIGNALS_FD)
