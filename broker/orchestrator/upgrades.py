@@ -304,8 +304,8 @@ class Upgrades:
             _refuse(state, Asked(origin, request.request_id, request.known_size), hindrance)
             return
         assert widening is not None
-        counted = approvers(state, record, widening)
-        again = origin.key_id in counted
+        given = _approving(record, widening)
+        again = origin.key_id in given
         if not again:
             state.append(PluginApprove(plugin=request.plugin, version=request.version,
                                        diff_sha256=request.diff_digest, actor=origin.key_id))
@@ -313,7 +313,7 @@ class Upgrades:
             origin,
             Approved(request_id=request.request_id, plugin=request.plugin,
                      version=request.version, diff_digest=request.diff_digest,
-                     approvals=len(counted | {origin.key_id}),
+                     approvals=len(_one_each(state, given | {origin.key_id})),
                      required=state.policy.operators_required),
             receipt=not again, known_size=request.known_size,
         )
@@ -358,11 +358,23 @@ def approvers(state: State, record: PluginRecord, widening: Difference) -> set[s
     One key is one approval, however often it was sent; a key that was revoked, rotated away or
     removed since is none.
     """
-    keys = record.approvals.get((widening.after.version, widening.digest()), set())
-    return {
-        key for key in keys - state.inventory.revoked_keys
-        if key in state.keys and state.keys[key].role == "operator"
-    }
+    return _one_each(state, _approving(record, widening))
+
+
+def _approving(record: PluginRecord, widening: Difference) -> set[str]:
+    return record.approvals.get((widening.after.version, widening.digest()), set())
+
+
+def _one_each(state: State, keys: set[str]) -> set[str]:
+    """Keep one key of each operator: while a key is replaced, its holder is let in by two."""
+    found: dict[str, str] = {}
+    for key in sorted(keys):
+        if state.holds(key, "operator"):
+            chain = [key]
+            while (known := state.keys.get(chain[-1])) and known.replaces not in ("", *chain):
+                chain.append(known.replaces)
+            found[chain[-1]] = key
+    return set(found.values())
 
 
 def is_approved(state: State, record: PluginRecord, widening: Difference) -> bool:
