@@ -71,6 +71,12 @@ class Registrations:
         refused = bool(validated.problems) and isinstance(request, RegisterPlugin)
         if not untried or refused:
             self._conclude(origin, request, validated)
+        elif request.request_id.replace("-", "") in self._state.fleet.by_incarnation:
+            # The launcher knows both by such a name, and nobody may choose a worker's.
+            self._conclude(origin, request, _with(validated, problem(
+                RefusalCode.DUPLICATE_REQUEST, "$.request_id", "a worker's incarnation",
+                "a fresh id", "Send it again under another request id.",
+            )))
         elif len(self._waiting) >= WAITING_MAX:
             self._conclude(origin, request, _with(validated, problem(
                 RefusalCode.QUEUE_FULL, "$.schemas", f"{WAITING_MAX} bundles that wait",
