@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {"name", "in_flight", "p50_us", "p99_us", "per_s", "cpu_us", "ratio"}
 MACHINE = {

@@ -15,7 +15,7 @@ from tests.support import gateway as support
 from tests.support.bundles import signed_bundle
 from tests.support.gateway import ECHO, RunningGateway, running_gateway
 
-pytestmark = [pytest.mark.system, pytest.mark.jail]
+pytestmark = [pytest.mark.system, pytest.mark.jail, pytest.mark.once]
 
 DIE = """
 import os, signal

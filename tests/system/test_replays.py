@@ -12,7 +12,7 @@ from tests.cli.command import Done
 from tests.cli.command import gateway as command
 from tests.support.gateway import RunningGateway, running_gateway
 
-pytestmark = [pytest.mark.system, pytest.mark.jail]
+pytestmark = [pytest.mark.system, pytest.mark.jail, pytest.mark.once]
 
 METHODS = '''
 import time
