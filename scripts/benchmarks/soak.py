@@ -41,6 +41,8 @@ REMEMBERED: Final = 20_000
 """Of so many requests the broker remembers ids and where their events lie."""
 KB_PER_REQUEST: Final = 1.0
 """What one remembered request may cost."""
+KB_PER_VERSION: Final = 40.0
+"""What a version may cost that was registered and called: versions are never forgotten."""
 SETTLE_S: Final = 30.0
 BROKER_KB_MAX: Final = 8 * 1024
 LAUNCHER_KB_MAX: Final = 1024
@@ -190,6 +192,7 @@ def _count(home: Home, broker: int, tally: Tally) -> Figures:
     files = sum(len(names) for _, _, names in os.walk(home.run_directory))
     return {
         "requests": tally.requests,
+        "versions": tally.versions,
         "broker kB": _private_kb(broker),
         "broker descriptors": len(os.listdir(f"/proc/{broker}/fd")),
         "launcher kB": sum(map(_private_kb, members["launcher"])),
@@ -253,9 +256,8 @@ def _ledger(home: Home, tally: Tally) -> dict[str, object]:
 def _judge(before: Figures, after: Figures, tally: Tally) -> None:
     """Complain about what grew."""
     new = max(0, min(after["requests"], REMEMBERED) - before["requests"])
-    for name, bound in (
-        ("broker kB", BROKER_KB_MAX + KB_PER_REQUEST * new), ("launcher kB", LAUNCHER_KB_MAX),
-    ):
+    kept = KB_PER_REQUEST * new + KB_PER_VERSION * (after["versions"] - before["versions"])
+    for name, bound in (("broker kB", BROKER_KB_MAX + kept), ("launcher kB", LAUNCHER_KB_MAX)):
         if after[name] - before[name] > bound:
             tally.complain(f"{name} grew from {before[name]} to {after[name]}")
     # A worker more has descriptors and a socket file of its own, a client that just left may still

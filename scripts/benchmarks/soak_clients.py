@@ -43,6 +43,7 @@ class Tally:
         self._lock = threading.Lock()
         self.outcomes: Counter[str] = Counter()
         self.requests = 0
+        self.versions = 0
         self.wrong: list[str] = []
 
     def count(self, operation: str, code: str, requests: int = 1) -> None:

@@ -94,6 +94,7 @@ class Faults:
     def upgrade(self, operator: AdminClient) -> None:
         """Register the next version and enable it."""
         registered = operator.register_plugin(self._bundle())
+        self._tally.versions += 1
         self._versions.append(registered.version)
         operator.enable_plugin(PLUGIN, registered.version)
 
@@ -120,6 +121,7 @@ class Faults:
     def _register_twice(self, operator: AdminClient) -> None:
         bundle = self._bundle()
         self._versions.insert(0, operator.register_plugin(bundle).version)
+        self._tally.versions += 1
         operator.register_plugin(bundle)
 
     def _register_broken(self, operator: AdminClient) -> None:
