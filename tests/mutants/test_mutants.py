@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PATCHES = sorted(Path(__file__).parent.glob("*.patch"))
-SEEDS = "150"
+SEEDS = "50"
 SUITE = ("tests/broker/test_lifecycle.py",
          "tests/simulation/test_simulation.py::test_every_invariant_holds_in_every_run")
 
