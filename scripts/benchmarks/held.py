@@ -32,7 +32,7 @@ IN_FLIGHT: Final = 8
 SLOW_AT_ONCE: Final = 16
 """Four times what the sleeping plugin's worker takes."""
 SLEEP_MS: Final = 100
-PLUGINS: Final = 60
+PLUGINS: Final = 30
 CALLS: Final = 150
 _WARM: Final = 20
 _WAIT_S: Final = 20.0

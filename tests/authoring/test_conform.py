@@ -182,6 +182,7 @@ FILES = {
 
 @pytest.mark.jail
 @pytest.mark.system
+@pytest.mark.once
 def test_each_rule_is_broken_by_a_method_that_breaks_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):

@@ -16,7 +16,7 @@ from tests.cli.command import ROOT, environment
 from tests.cli.test_trust_guide import BLOCK, play
 from tests.support.gateway import wait_for
 
-pytestmark = [pytest.mark.system, pytest.mark.jail]
+pytestmark = [pytest.mark.system, pytest.mark.jail, pytest.mark.once]
 
 PAGE = ROOT / "docs" / "how-to" / "conformance.md"
 

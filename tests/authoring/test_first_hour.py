@@ -20,7 +20,7 @@ from broker.keys import read_secret
 from schemas.denials import DENIALS
 from tests.trust.builders import SEED_B
 
-pytestmark = [pytest.mark.jail, pytest.mark.system]
+pytestmark = [pytest.mark.jail, pytest.mark.system, pytest.mark.once]
 
 PLUGIN = """import msgspec
 

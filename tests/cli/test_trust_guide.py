@@ -17,7 +17,7 @@ from broker.home import load_home
 from tests.cli.command import ROOT, environment
 from tests.support.gateway import wait_for
 
-pytestmark = [pytest.mark.system, pytest.mark.jail]
+pytestmark = [pytest.mark.system, pytest.mark.jail, pytest.mark.once]
 
 PAGE = ROOT / "docs" / "how-to" / "trust-root.md"
 BLOCK = re.compile(r"^```(\w+) ?(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

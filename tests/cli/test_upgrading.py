@@ -11,7 +11,7 @@ from tests.cli.test_running import bundle, home
 
 __all__ = ["home"]
 
-pytestmark = [pytest.mark.system, pytest.mark.jail]
+pytestmark = [pytest.mark.system, pytest.mark.jail, pytest.mark.once]
 
 
 def test_what_widens_is_shown_and_approved_by_its_digest(home: Path):

@@ -187,6 +187,7 @@ CALLS: dict[str, tuple[str, Given, Callable[[dict[str, object]], bool]]] = {
 
 
 @pytest.mark.jail
+@pytest.mark.once
 @every_example
 def test_an_example_answers_in_the_sandbox(folder: Path, gateway: LocalGateway):
     """A signed example gives the same answer twice, and it fits its own schema."""
@@ -205,6 +206,7 @@ def test_an_example_answers_in_the_sandbox(folder: Path, gateway: LocalGateway):
 
 
 @pytest.mark.jail
+@pytest.mark.once
 def test_a_sample_is_a_slice_of_what_was_handed_in(gateway: LocalGateway):
     """A payload of keys goes in and out, and the gateway found every key in the input."""
     given = DatasetSlicePayload("names", tuple(sorted(sys.stdlib_module_names)))
@@ -215,6 +217,7 @@ def test_a_sample_is_a_slice_of_what_was_handed_in(gateway: LocalGateway):
 
 
 @pytest.mark.jail
+@pytest.mark.once
 @pytest.mark.parametrize(("name", "method", "payload", "code"), [
     ("text-statistics", "count", TextPayload("123"), "cannot_answer"),
     ("slice-statistics", "describe", DatasetSlicePayload("names", ()), "invalid_input"),
@@ -232,6 +235,7 @@ def test_an_example_refuses_in_its_own_words(
 
 
 @pytest.mark.jail
+@pytest.mark.once
 def test_the_pipeline_over_three_examples_runs_as_its_file_says(gateway: LocalGateway):
     """A draft, the patch that leads to it and how it reads, on a letter; no address is left."""
     done = subprocess.run(
