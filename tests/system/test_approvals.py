@@ -16,7 +16,7 @@ from broker.home import load_home, new_profile
 from schemas.refusals import RefusalCode
 from tests.support.gateway import DEFAULT_LIMITS, ECHO, RunningGateway
 
-pytestmark = [pytest.mark.system, pytest.mark.jail]
+pytestmark = [pytest.mark.system, pytest.mark.jail, pytest.mark.once]
 
 WIDER = DEFAULT_LIMITS.replace("memory_mb = 256", "memory_mb = 512")
 

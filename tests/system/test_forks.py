@@ -19,7 +19,7 @@ from broker.ledger.commit import Ledger
 from schemas.events import FrameIn
 from tests.support.gateway import RunningGateway, running_gateway
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.once]
 
 TARGET = "00000000-0000-4000-8000-000000000000"
 REQUESTS: dict[str, Callable[[OmegaClient | AdminClient], object]] = {

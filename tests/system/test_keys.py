@@ -29,7 +29,7 @@ from tests.support import gateway as support
 from tests.support.gateway import RunningGateway, running_gateway, wait_for
 from tests.support.raw import RawClient
 
-pytestmark = [pytest.mark.system]
+pytestmark = [pytest.mark.system, pytest.mark.once]
 
 PATIENT = "\n[limits]\nbad_frames_per_s_max = 1000\n"
 """The walk below is many bad frames in a second; each is to be answered."""

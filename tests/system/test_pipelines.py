@@ -21,7 +21,7 @@ from schemas.refusals import RefusalCode
 from tests.cli.command import gateway as command
 from tests.support.gateway import RunningGateway, running_gateway, wait_for
 
-pytestmark = [pytest.mark.system, pytest.mark.jail]
+pytestmark = [pytest.mark.system, pytest.mark.jail, pytest.mark.once]
 
 SPLIT = '''
 import msgspec

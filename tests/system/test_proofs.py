@@ -18,7 +18,7 @@ from tests.cli.command import Done, gateway
 from tests.evidence.conftest import load_script
 from tests.support.gateway import ECHO, RunningGateway, running_gateway
 
-pytestmark = [pytest.mark.system, pytest.mark.jail]
+pytestmark = [pytest.mark.system, pytest.mark.jail, pytest.mark.once]
 
 BUDGET = messages.Budget(calls=4, cpu_ms=4000, output_bytes=100_000)
 CALL = ["frame.in", "invoke.accept", "frame.out", "frame.in", "invoke.end", "frame.out"]

@@ -20,7 +20,7 @@ from schemas.refusals import RefusalCode
 from tests.support.gateway import ROOT, RunningGateway, running_gateway, wait_for
 from tests.system.test_life import alive, descendants, slow_gateway_call
 
-pytestmark = [pytest.mark.system, pytest.mark.jail]
+pytestmark = [pytest.mark.system, pytest.mark.jail, pytest.mark.once]
 
 
 def refused_start(gateway: RunningGateway) -> str:

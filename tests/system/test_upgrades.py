@@ -15,7 +15,7 @@ from schemas.events import InvokeAccept, InvokeEnd, PluginEnable, WorkerExit, Wo
 from schemas.refusals import RefusalCode
 from tests.support.gateway import ECHO, RunningGateway, running_gateway, wait_for
 
-pytestmark = [pytest.mark.system, pytest.mark.jail]
+pytestmark = [pytest.mark.system, pytest.mark.jail, pytest.mark.once]
 
 NEWER = ECHO.replace("return text", 'return TextPayload(f"new {text.text}")')
 
