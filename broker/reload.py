@@ -17,7 +17,8 @@ from broker.client_keys import take_keys
 from broker.config import GatewayConfig
 from broker.effects import Front
 from broker.orchestrator.calls import Call
-from broker.policy import effective
+from broker.orchestrator.fleet import Worker
+from broker.policy import denied_modules, effective
 from broker.state import KnownKey, State
 from broker.supervision import Supervision
 from schemas.events import PolicyChange
@@ -68,14 +69,7 @@ def take_settings(
     ))
     state.policy, state.policy_sha256 = settings.policy, settings.policy_sha256
     for worker in list(state.fleet.by_incarnation.values()):
-        record = state.inventory.plugins.get(worker.plugin)
-        loaded = state.plugins.get((worker.plugin, worker.version))
-        granted: set[str] = set()
-        if record is not None and loaded is not None:
-            granted = set(effective(
-                worker.plugin, loaded.manifest.capabilities, state.policy, record.grants
-            ).granted)
-        if not set(worker.grants) <= granted:
+        if not _still_allowed(state, worker):
             held = [one for one in state.calls.values() if one.incarnation == worker.incarnation]
             for call in dict.fromkeys((*worker.calls.values(), *held)):
                 end_revoked(call)
@@ -84,3 +78,19 @@ def take_settings(
             # Values and folders of a capability, and modules, are handed over at the start.
             worker.outgrown = True
             state.later(state.now, "renew", worker.incarnation)
+
+
+def _still_allowed(state: State, worker: Worker) -> bool:
+    """Say whether policy allows what a worker was handed: its capabilities, and its modules.
+
+    Of a module that it imported a worker cannot be rid, and one without it would not come up, so
+    that replacing it would let it serve on.
+    """
+    record = state.inventory.plugins.get(worker.plugin)
+    loaded = state.plugins.get((worker.plugin, worker.version))
+    if record is None or loaded is None:
+        return False
+    plugin, manifest = worker.plugin, loaded.manifest
+    granted = effective(plugin, manifest.capabilities, state.policy, record.grants).granted
+    denied = next(denied_modules(plugin, manifest.modules, state.policy), None)
+    return denied is None and set(worker.grants) <= set(granted)

@@ -1,4 +1,4 @@
-"""A stage's commands about clients' keys: revoked, taken out, given another role, replaced."""
+"""A stage's commands about the home: clients' keys that come, change and go, another policy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import msgspec
 
 from broker.arrivals import Arrival, Readable
 from broker.core import Core
+from broker.policy import policy_digest
 from broker.reload import Settings
 from broker.state import KnownKey
 from schemas.messages import Revoke
 from schemas.names import Role
+from schemas.policy import GrantRule, ModuleRules, Policy
 from tests.simulation.fakes import SIGNALS_FD, FakeSignals
+from tests.simulation.settings import APPROVED
 
 
 class Keyring:
@@ -39,6 +42,7 @@ class Keyring:
         return {
             "revoke-client": self.revoke_client, "forget-client": self.forget_client,
             "change-role": self.change_role, "replace-key": self.replace_key,
+            "policy": self.other_policy,
         }
 
     def revoke_client(self, name: str, who: str = "operator") -> Arrival:
@@ -64,7 +68,15 @@ class Keyring:
         return self._reread(self.core.state.keys | {
             key: KnownKey(key, present.role, key, present.key_id)})
 
-    def _reread(self, keys: dict[str, KnownKey]) -> Arrival:
+    def other_policy(self, *says: str) -> Arrival:
+        """Another policy is read: `grants` artifacts to beta, `imports` approve its modules."""
+        grants = {"be*": GrantRule(("artifact.read",))} if "grants" in says else {}
+        return self._reread(self.core.state.keys, msgspec.structs.replace(
+            self.core.state.policy, grants=grants,
+            modules=APPROVED if "imports" in says else ModuleRules()))
+
+    def _reread(self, keys: dict[str, KnownKey], policy: Policy | None = None) -> Arrival:
         state = self.core.state
-        self.signals.settings = Settings(state.config, state.policy, state.policy_sha256, keys)
+        digest = policy_digest(policy) if policy else state.policy_sha256
+        self.signals.settings = Settings(state.config, policy or state.policy, digest, keys)
         return Readable(SIGNALS_FD)

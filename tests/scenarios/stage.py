@@ -70,6 +70,7 @@ from tests.simulation.fakes import (
     Started,
     stand_ins,
 )
+from tests.simulation.settings import APPROVED
 from tests.simulation.trusts import FIRST, OTHER_SEED, envelope
 from tests.simulation.world import ATTESTATION, CONFIG, USAGE, loaded
 from tests.support.bundles import PUBLISHER_SEED, ROOT_SEED, public_key_id
@@ -98,7 +99,7 @@ class Stage(Registering, Keyring):
     def __init__(self) -> None:
         """Begin with an empty ledger and the two plugins' bundles at hand."""
         self.config = CONFIG
-        self.policy = Policy()
+        self.policy = Policy(modules=APPROVED)
         self.clock = FakeClock()
         self.ledger = FakeLedger(self.clock)
         self.bundles = FakeBundles()

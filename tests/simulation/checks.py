@@ -10,7 +10,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from broker.config import GatewayConfig
-from broker.policy import policy_digest
 from schemas.events import (
     BreakerChange,
     DeterminismMismatch,
@@ -22,15 +21,12 @@ from schemas.events import (
     InvokeAccept,
     InvokeEnd,
     InvokeRefuse,
-    KeyChange,
     PluginApprove,
     PluginDisable,
     PluginEnable,
     PluginQuarantine,
     PluginRegister,
-    PolicyChange,
     Revoke,
-    TrustChange,
     WorkerAttest,
     WorkerExit,
     WorkerProbe,
@@ -40,8 +36,8 @@ from schemas.events import (
 from schemas.payloads import Payload
 from tests.simulation.clients import WIDER, difference_digest
 from tests.simulation.fakes import require
-from tests.simulation.settings import KEY, POLICY
-from tests.simulation.trusts import may_run
+from tests.simulation.rights import Rights
+from tests.simulation.settings import KEY
 
 OPERATOR_EVENTS = (
     PluginRegister, PluginEnable, PluginDisable, PluginApprove, GrantChange, Revoke,
@@ -60,6 +56,7 @@ class _Open:
     plugin: str
     version: str
     method: str
+    peer: str
     input_fingerprint: str | None = None
     runs: dict[str, int] = field(default_factory=dict)
     replicas: dict[str, int] = field(default_factory=dict)
@@ -93,22 +90,18 @@ class _Worker:
 
 @dataclass
 class Checks:
-    """One ledger's history as the checks see it. `roles` maps a key id to its role."""
+    """One ledger's history as the checks see it."""
 
-    roles: dict[str, str]
+    rights: Rights
     config: GatewayConfig
     open: dict[str, _Open] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     workers: dict[str, _Worker] = field(default_factory=dict)
     registered: set[tuple[str, str]] = field(default_factory=set)
     asked: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
-    granted: set[tuple[str, str]] = field(default_factory=set)
     enabled: dict[str, str] = field(default_factory=dict)
     last_enabled: dict[str, str] = field(default_factory=dict)
     approved: dict[tuple[str, str], set[str]] = field(default_factory=dict)
-    required: dict[str, int] = field(default_factory=lambda: {policy_digest(POLICY): 2})
-    operators: set[str] = field(default_factory=set)
-    operators_required: int = 0
     dead: set[tuple[str, str]] = field(default_factory=set)
     answers_due: dict[str, int] = field(default_factory=dict)
     untold: set[str] = field(default_factory=set)
@@ -123,14 +116,13 @@ class Checks:
     resting: dict[tuple[str, str], int] = field(default_factory=dict)
     low: bool = False
     upgrading: set[str] = field(default_factory=set)
-    trust: tuple[int, str | None] = (0, None)
-    trusted: frozenset[str] = frozenset()
     said: dict[tuple[str, int], Payload] = field(default_factory=dict)
     compared: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     def take(self, event: Event) -> None:
         """Hold one event against everything before it."""
         fields = event.fields
+        self.rights.take(event)
         if isinstance(fields, InvokeAccept):
             self._accept(fields)
             rests_until = self.resting.get((fields.plugin, fields.method), 0)
@@ -156,10 +148,10 @@ class Checks:
         elif isinstance(fields, WorkerStart):
             require((fields.plugin, fields.version) in self.registered, "unregistered worker")
             require((fields.plugin, fields.version) not in self.dead, "a dead version was started")
-            require(fields.plugin in self.trusted, "a worker was started that nobody trusts")
+            require(fields.plugin in self.rights.trusted, "a worker was started that nobody trusts")
             grants = frozenset(fields.grants)
             effective = {one for one in self.asked[fields.plugin, fields.version]
-                         if (fields.plugin, one) in self.granted}
+                         if self.rights.may(fields.plugin, one)}
             require(grants == effective, "a worker holds other capabilities than the effective")
             self.workers[fields.incarnation] = _Worker(fields.plugin, fields.version, grants)
             living = sum(not worker.gone for worker in self.workers.values())
@@ -175,48 +167,21 @@ class Checks:
         else:
             self._registry(event)
 
-    def _rules(self, fields: object) -> None:
-        """Who may approve, how many must, and which root is in force."""
-        if isinstance(fields, PolicyChange):
-            self.operators_required = self.required[fields.sha256]
-        elif isinstance(fields, KeyChange):
-            gone = fields.action == "removed"
-            role = "" if gone else fields.role
-            (self.operators.add if role == "operator" else self.operators.discard)(fields.key_id)
-            if not gone:
-                self.roles = {**self.roles, fields.key_id: role}
-        elif isinstance(fields, Revoke) and fields.kind == "client_key":
-            self.operators.discard(fields.id)
-        elif isinstance(fields, TrustChange):
-            require(fields.version > self.trust[0], "the trust root did not rise")
-            require(fields.previous_sha256 == self.trust[1], "a trust root follows another")
-            require(fields.actor == "home" or self.roles.get(fields.actor) == "operator",
-                    "a trust root was changed by somebody else")
-            self.trust = fields.version, fields.sha256
-            self.trusted = may_run(fields.version)[fields.sha256]
-
     def _registry(self, event: Event) -> None:
         fields = event.fields
-        self._rules(fields)
         if isinstance(fields, GatewayDegraded):
             require(fields.degraded != self.low, "said twice that room is short, or is not")
             self.low = fields.degraded
         elif isinstance(fields, PluginRegister | PluginEnable):
             require(not self.low, "something was added where room is short")
         if isinstance(fields, OPERATOR_EVENTS):
-            require(self.roles.get(fields.actor) == "operator",
-                    f"{fields.EVENT_TYPE} by {self.roles.get(fields.actor)}")
+            require(self.rights.roles.get(fields.actor) == "operator",
+                    f"{fields.EVENT_TYPE} by {self.rights.roles.get(fields.actor)}")
         if isinstance(fields, PluginRegister):
             key = (fields.plugin, fields.version)
             require(key not in self.registered, "a version was registered twice")
             self.registered.add(key)
             self.asked[key] = frozenset(fields.capabilities)
-        elif isinstance(fields, GrantChange):
-            require(not fields.capability.startswith(("net.", "process.")), "never granted")
-            self.granted.add((fields.plugin, fields.capability))
-        elif isinstance(fields, Revoke) and fields.kind == "grant":
-            plugin, _, capability = fields.id.partition(" ")
-            self.granted.discard((plugin, capability))
         elif isinstance(fields, PluginEnable):
             key = (fields.plugin, fields.version)
             require(key in self.registered and key not in self.dead, "enabled what may not be")
@@ -250,8 +215,9 @@ class Checks:
             self.approved.setdefault((fields.plugin, fields.diff_sha256), set()).add(fields.actor)
             return
         require(fields.diff_sha256 == present, "enabled for another difference")
-        count = len(self.approved.get((fields.plugin, present or ""), set()) & self.operators)
-        require(not widens or count >= self.operators_required,
+        count = sum(self.rights.holds(key, "operator")
+                    for key in self.approved.get((fields.plugin, present or ""), ()))
+        require(not widens or count >= self.rights.policy.operators_required,
                 "a version that widens was enabled before its difference was approved")
 
     def _kill(self, plugin: str, version: str) -> None:
@@ -260,15 +226,15 @@ class Checks:
             del self.enabled[plugin]
 
     def _accept(self, fields: InvokeAccept) -> None:
-        require(self.roles.get(fields.peer) == "omega",
-                f"an invocation of {self.roles.get(fields.peer)} was accepted")
+        require(self.rights.holds(fields.peer, "omega"),
+                f"an invocation of {self.rights.roles.get(fields.peer)} was accepted")
         require(fields.request_id not in self.open and fields.request_id not in self.ended,
                 "a request id was accepted twice")
         require(self.enabled.get(fields.plugin) == fields.version, "accepted what is not enabled")
-        require(fields.plugin in self.trusted, "accepted what nobody trusts")
+        require(fields.plugin in self.rights.trusted, "accepted what nobody trusts")
         require(not self.low or fields.pipeline is not None, "accepted where room is short")
         call = self.open[fields.request_id] = _Open(
-            fields.plugin, fields.version, fields.method, fields.input_fingerprint
+            fields.plugin, fields.version, fields.method, fields.peer, fields.input_fingerprint
         )
         if fields.input_fingerprint is not None:
             drawn = hmac.new(KEY, b"replica\0" + fields.request_id.encode(), "sha256").digest()
@@ -288,7 +254,7 @@ class Checks:
         require(call is not None, "an end without an open invocation")
         assert call is not None
         self.ended.add(fields.request_id)
-        require(fields.outcome != "result" or call.plugin in self.trusted,
+        require(fields.outcome != "result" or call.plugin in self.rights.trusted,
                 "a result was given after its trust was gone")
         if fields.outcome == "result" and call.input_fingerprint is not None:
             key = (call.plugin, call.version, call.input_fingerprint)
@@ -410,7 +376,7 @@ class Checks:
         require(worker.attested and worker.witnessed and not worker.gone,
                 "a call was routed to a worker that may not serve")
         require((worker.plugin, worker.version) not in self.dead, "a dead version was given a call")
-        require(all((worker.plugin, one) in self.granted for one in worker.grants),
+        require(all(self.rights.may(worker.plugin, one) for one in worker.grants),
                 "a call was given to a worker that holds what was taken back")
         require(worker.purpose in ("", fields.purpose), "one incarnation ran both runs' work")
         worker.purpose = fields.purpose or ""
@@ -431,7 +397,7 @@ class Checks:
         if fields.type == "enable_plugin" and fields.request_id is not None:
             self.upgrading.add(fields.request_id)
         if fields.plane != "worker" and fields.request_id is not None:
-            omega = self.roles.get(fields.peer) == "omega"
+            omega = self.rights.roles.get(fields.peer) == "omega"
             # Whoever used an id first used it, also one who was refused.
             if fields.request_id not in self.named:
                 self.named.add(fields.request_id)
@@ -455,9 +421,15 @@ class Checks:
         require(self.escaped <= self.dead, "a probe got through and nothing was quarantined")
         for worker in self.workers.values():
             if not worker.gone:
-                require(worker.plugin in self.trusted, "a worker lives on that nobody trusts")
+                require(worker.plugin in self.rights.trusted,
+                        "a worker lives on that nobody trusts")
+                require(all(self.rights.may(worker.plugin, one) for one in worker.grants),
+                        "a worker lives on that holds what was taken back")
+                require(not worker.attested or worker.plugin not in self.rights.policy.unloaded,
+                        "a worker lives on with a module that nobody approves")
                 self._witnessed(worker, now_us)
         for request_id, call in self.open.items():
+            require(self.rights.holds(call.peer, "omega"), "a call goes on whose key is gone")
             runs = call.replicas if call.answered else call.runs
             gone = [incarnation for incarnation in runs if self.workers[incarnation].gone]
             # An idempotent call may be tried once more, and waits for that.

@@ -46,6 +46,7 @@ from schemas.messages import (
 )
 from schemas.names import Role
 from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayload
+from tests.simulation.settings import APPROVED
 from tests.simulation.trusts import MEANING, OTHER_SEED, WRONG, envelope
 from tests.support.bundles import ROOT_SEED, public_hex, signed_bundle
 
@@ -72,6 +73,7 @@ def bundle(plugin: str, version: str) -> bytes:
     return signed_bundle(
         plugin, version, concurrency=3 if version == WIDER else 2,
         capabilities=GRANTED.get(plugin, ()), schema=schema,
+        modules=APPROVED.allowed.get(plugin, ()),
     )
 
 

@@ -27,6 +27,7 @@ class Peer:
     incarnation: str
     pool_size: int
     role: str
+    loads: bool = True
     said: bool = False
     probes: list[Probe] = field(default_factory=list)
     pings: list[Ping] = field(default_factory=list)

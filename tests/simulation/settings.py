@@ -18,7 +18,7 @@ from broker.policy import policy_digest
 from broker.reload import Settings
 from broker.state import KnownKey
 from schemas.messages import Attestation, Usage
-from schemas.policy import PluginQuotas, Policy, Quotas
+from schemas.policy import GrantRule, ModuleRules, PluginQuotas, Policy, Quotas
 
 CONFIG = GatewayConfig(
     format="omega-gateway-config/1",
@@ -35,10 +35,16 @@ CONFIG = GatewayConfig(
     workers=WorkersConfig(crash_loop_max=3, calls_max=6, replicas_max=1),
     determinism=DeterminismConfig(first_calls=3, share_permille=300),
 )
-POLICY = Policy(operators_required=2, quotas=Quotas(
+APPROVED = ModuleRules(allowed={"beta": ("getpass",)})
+"""What `beta` imports, and somebody has to approve."""
+POLICY = Policy(modules=APPROVED, operators_required=2, quotas=Quotas(
     in_flight_max=5, calls_per_second_max=90, cpu_ms_per_window_max=40, window_ms=5_000,
     plugins={"alph*": PluginQuotas(queued_max=2, output_bytes_per_window_max=300, weight=3)},
 ))
+RULED: tuple[dict[str, GrantRule], ...] = (
+    {}, {}, {"be*": GrantRule(("artifact.read",))}, {"*": GrantRule(("artifact.read",))},
+)
+"""What policy itself may come to grant, beside what requests do."""
 KEY = b"k" * 32
 """The determinism key of every run."""
 USAGE = Usage(cpu_ms=1, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
@@ -65,7 +71,9 @@ def other_settings(random: Random, keys: dict[str, KnownKey]) -> Settings:
         plugins=random.choice(({}, POLICY.quotas.plugins)),
     )
     policy = msgspec.structs.replace(
-        POLICY, quotas=quotas, operators_required=random.randint(1, 2))
+        POLICY, quotas=quotas, operators_required=random.randint(1, 2),
+        grants=random.choice(RULED),
+        modules=APPROVED if random.random() < 0.8 else ModuleRules())
     limits = msgspec.structs.replace(CONFIG.limits, queue_max=random.randint(1, 5))
     return Settings(msgspec.structs.replace(CONFIG, limits=limits), policy,
                     policy_digest(policy), keys)

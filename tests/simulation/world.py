@@ -56,7 +56,6 @@ from schemas.messages import (
     StepOutput,
 )
 from schemas.payloads import JSONPayload
-from schemas.policy import Policy
 from schemas.witness import PROBES
 from tests.simulation.answers import answer
 from tests.simulation.checks import Checks
@@ -81,7 +80,16 @@ from tests.simulation.fakes import (
 from tests.simulation.openings import opening
 from tests.simulation.pasts import begin_with_past
 from tests.simulation.peers import ENDS, Peer, end_trial
-from tests.simulation.settings import ATTESTATION, CONFIG, KEY, POLICY, USAGE, other_settings
+from tests.simulation.rights import Rights, meaning
+from tests.simulation.settings import (
+    APPROVED,
+    ATTESTATION,
+    CONFIG,
+    KEY,
+    POLICY,
+    USAGE,
+    other_settings,
+)
 from tests.simulation.trusts import FIRST
 
 
@@ -89,7 +97,7 @@ from tests.simulation.trusts import FIRST
 def loaded(plugin: str, version: str) -> LoadedPlugin:
     """Load one bundle as a start of the gateway does."""
     context = ValidationContext(
-        "development", FIRST.trust, Policy(), GRANTED, lambda _: None, set(), 1
+        "development", FIRST.trust, POLICY, GRANTED, lambda _: None, set(), 1
     )
     validated = validate_bundle(bundle(plugin, version), context)
     assert validated.manifest is not None
@@ -116,7 +124,7 @@ class World(Clients):
         self.trust = FakeTrust(FIRST, self.ledger)
         self.states = FakeStates()
         self.vouched = 0
-        self.checks = Checks(dict(KEYS), CONFIG)
+        self.checks = Checks(Rights(dict(KEYS)), CONFIG)
         self.audit = Audit()
         self.effects: set[str] = set()
         self.crashes = 0
@@ -234,7 +242,9 @@ class World(Clients):
         """Hand what left to the workers that are alive."""
         for incarnation in self.launcher.launched:
             document = self.launcher.documents.pop(incarnation)
-            self.peers[incarnation] = Peer(incarnation, document.pool_size, document.role)
+            self.peers[incarnation] = Peer(
+                incarnation, document.pool_size, document.role,
+                loads=set(APPROVED.allowed.get(document.plugin, ())) <= set(document.modules))
         self.launcher.launched.clear()
         for incarnation in self.launcher.killed & set(self.peers):
             self.past_peers.append(incarnation)
@@ -325,7 +335,7 @@ class World(Clients):
     def settings(self) -> Settings:
         """Make other settings: bounds, quotas and keys that somebody might come to write."""
         settings = other_settings(self.random, known_keys())
-        self.checks.required[settings.policy_sha256] = settings.policy.operators_required
+        self.checks.rights.policies[settings.policy_sha256] = meaning(settings.policy)
         return settings
 
     def ask(self, key: str, message: msgspec.Struct) -> FrontFrames:
@@ -341,12 +351,7 @@ class World(Clients):
         if self.random.random() < 0.05:
             return self.worker_misbehaves(peer)
         if not peer.said:
-            peer.said = True
-            self.launcher.reports.append(Started(incarnation, 4711))
-            attestation = ATTESTATION
-            if self.random.random() < 0.01:
-                attestation = msgspec.structs.replace(ATTESTATION, no_new_privileges=0)
-            return self.says(peer, Ready(pid=4711, attestation=attestation, concurrency=2))
+            return self.comes_up(peer)
         if peer.probes and self.random.random() < 0.8:
             probe = peer.probes.pop()
             if self.random.random() < 0.02:
@@ -373,6 +378,17 @@ class World(Clients):
         if peer.draining and not peer.runs:
             return self.says(peer, Bye())
         return None
+
+    def comes_up(self, peer: Peer) -> Arrival:
+        """Let a worker say its first word."""
+        peer.said = True
+        if not peer.loads:
+            return self.says(peer, Bye(reason="plugin_load_failed", detail="a module"))
+        self.launcher.reports.append(Started(peer.incarnation, 4711))
+        attestation = ATTESTATION
+        if self.random.random() < 0.01:
+            attestation = msgspec.structs.replace(ATTESTATION, no_new_privileges=0)
+        return self.says(peer, Ready(pid=4711, attestation=attestation, concurrency=2))
 
     def probe_report(self, probe: Probe) -> ProbeReport:
         """Report as a good jail does; rarely, one probe gets through."""

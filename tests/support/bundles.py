@@ -50,6 +50,7 @@ def manifest(
     concurrency: int = 4,
     schema: dict[str, object] | None = None,
     capabilities: tuple[str, ...] = (),
+    modules: tuple[str, ...] = (),
     publisher: str = "house",
 ) -> bytes:
     """Write a manifest with a JSON method `work`, a text method `read` and a keys method `pick`."""
@@ -79,7 +80,7 @@ def manifest(
         "capabilities": list(capabilities),
         "limits": {"cpu_ms": 1000, "wall_ms": 2000, "memory_mb": 256, "output_bytes": 65536,
                    "concurrency": concurrency},
-        "modules": [],
+        "modules": list(modules),
         "resources": [],
         "files": [
             {"path": path, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -92,10 +93,11 @@ def signed_bundle(
     plugin: str, version: str, *, domain: Domain = "development", concurrency: int = 4,
     source: bytes = b"from sandbox_worker.sdk import method\n", seed: bytes = PUBLISHER_SEED,
     capabilities: tuple[str, ...] = (), schema: dict[str, object] | None = None,
-    publisher: str = "house",
+    modules: tuple[str, ...] = (), publisher: str = "house",
 ) -> bytes:
     """Pack and sign one plugin version."""
     files = {"plugin.py": source}
     payload = manifest(plugin, version, files, domain=domain, concurrency=concurrency,
-                       capabilities=capabilities, schema=schema, publisher=publisher)
+                       capabilities=capabilities, schema=schema, modules=modules,
+                       publisher=publisher)
     return write_bundle(files, sign_envelope(payload, PAYLOAD_TYPES[domain], [seed]))
