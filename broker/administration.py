@@ -406,7 +406,8 @@ class Administration:
             workers=tuple(
                 WorkerEntry(incarnation=worker.incarnation, plugin=worker.plugin,
                             version=worker.version, state=worker.state,
-                            in_flight=len(worker.calls), calls=worker.served, pid=worker.pid)
+                            in_flight=len(worker.calls), calls=worker.served, pid=worker.pid,
+                            role=worker.role)
                 for worker in state.fleet.by_incarnation.values()
             ),
             trust_version=state.trust.version,

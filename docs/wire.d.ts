@@ -598,7 +598,7 @@ export interface StatusReport {
   readonly breakers?: ReadonlyArray<BreakerEntry>;
 }
 
-/** One worker as a reader sees it. */
+/** One worker as a reader sees it; `role` says which of a call's runs it serves. */
 export interface WorkerEntry {
   readonly incarnation: string;
   readonly plugin: PluginId;
@@ -607,6 +607,7 @@ export interface WorkerEntry {
   readonly in_flight: Count;
   readonly calls: Count;
   readonly pid?: number | null;
+  readonly role?: "primary" | "replica" | null;
 }
 
 /** A circuit breaker that is not closed. */

@@ -32,6 +32,7 @@ from schemas.names import (
     Milliseconds,
     PluginId,
     PluginText,
+    Purpose,
     RequestId,
     Sentence,
     Sha256,
@@ -469,7 +470,7 @@ class Trust(_Reply, tag="trust", frozen=True, kw_only=True):
 
 
 class WorkerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One worker as a reader sees it."""
+    """One worker as a reader sees it; `role` says which of a call's runs it serves."""
 
     incarnation: str
     plugin: PluginId
@@ -478,6 +479,7 @@ class WorkerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     in_flight: Count
     calls: Count
     pid: int | None = None
+    role: Purpose | None = None
 
 
 class BreakerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -573,7 +575,7 @@ class Run(_Order, tag="run", frozen=True, kw_only=True):
     payload: Payload
     timeout_ms: TimeoutMs
     request_id: RequestId
-    purpose: Literal["primary", "replica"] = "primary"
+    purpose: Purpose = "primary"
     cpu_ms_max: Count | None = None
     output_bytes_max: Count | None = None
 

@@ -88,10 +88,10 @@ def _status_tables(report: StatusReport) -> list[Table]:
           for one in report.breakers),
     ]
     workers = [
-        (one.plugin, one.version, one.state, one.in_flight, one.calls, one.pid)
+        (one.plugin, one.version, one.role, one.state, one.in_flight, one.calls, one.pid)
         for one in report.workers
     ]
-    headers = ("worker of", "version", "state", "in flight", "calls", "pid")
+    headers = ("worker of", "version", "role", "state", "in flight", "calls", "pid")
     return [Table(facts), *([Table(workers, headers)] if workers else [])]
 
 

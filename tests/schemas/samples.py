@@ -202,7 +202,8 @@ REPLIES: tuple[messages.Reply, ...] = (
         plugins=2,
         enabled=1,
         workers=(
-            messages.WorkerEntry(INCARNATION, "word-count", "1.2.0", "ready", 1, 17, 4242),
+            messages.WorkerEntry(
+                INCARNATION, "word-count", "1.2.0", "ready", 1, 17, 4242, "replica"),
         ),
         trust_version=1,
         policy_sha256=DIGEST_C,

@@ -115,12 +115,17 @@ def test_what_depends_on_the_hash_seed_is_caught_by_its_first_call(
 
 
 def test_the_evidence_is_shown_and_the_audit_holds(gateway: RunningGateway) -> None:
-    """`ledger show` tells both runs and the difference; `ledger audit` finds nothing wrong."""
+    """`status` tells whose worker is whose, `ledger show` both runs and the difference; `ledger
+    audit` finds nothing wrong."""
     end = next(event.fields for event in gateway.events()
                if isinstance(event.fields, InvokeEnd) and event.fields.replica == "differed")
+    workers = {one.role for one in gateway.operator().status().workers}
+    status = command("status", home=gateway.home)
     shown = command("ledger", "show", end.request_id, home=gateway.home)
     audited = command("ledger", "audit", "--output", "json", home=gateway.home)
 
+    assert workers == {"primary", "replica"}
+    assert {"primary", "replica"} <= set(status.out.split()), status.out
     assert shown.code == 0, shown.err
     for words in ("as replica", "determinism.mismatch", "the second run differed"):
         assert words in " ".join(shown.out.split()), shown.out
