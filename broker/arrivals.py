@@ -13,7 +13,7 @@ from schemas.events import Plane
 
 
 class FrontFrames(msgspec.Struct, frozen=True, gc=False):
-    """One message of a client: its frames without the routing id, 0 to `FRAMES_MAX` of them."""
+    """One message of a client: its frames without the routing id, 1 to `FRAMES_MAX` of them."""
 
     origin: Origin
     frames: list[bytes]

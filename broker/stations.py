@@ -40,6 +40,7 @@ CLOSE_MS: Final = 1_000
 NO_USER_ID: Final = "frame without an authenticated key"
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
+_SRCFD: Final = int(zmq.SRCFD)
 _KEY_ID: Final = re.compile(r"[0-9a-f]{16}")
 
 
@@ -65,6 +66,8 @@ class Station:
             zmq.ZMQError: no descriptor is left.
         """
         self.socket = socket
+        # Past the layer that handles arguments which nobody gives here.
+        self.send: Callable[[bytes, int], object] = super(zmq.Socket, socket).send
         self.budget = budget
         self.plane: Plane = plane
         self.name = name
@@ -120,16 +123,20 @@ class Station:
         """Take one message. Raises zmq.Again when none waits."""
         raise NotImplementedError
 
-    def _read_rest(self, frames: list[bytes], peer: str) -> bool:
-        """Add a message's remaining frames; False when there are too many and it is dropped."""
-        while self.socket.get(zmq.RCVMORE):
+    def _whole(self, first: zmq.Frame, peer: str) -> list[bytes] | None:
+        """Give all frames of a message; None when there are too many and it is dropped."""
+        frames = [first.bytes]
+        size = len(frames[0])
+        frame = first
+        while frame.more:
             if len(frames) == FRAMES_MAX:
-                size = sum(map(len, frames))
                 self._dropping = OversizedMessage(self.plane, peer, len(frames), size)
-                return False
-            frames.append(self.socket.recv(_NOBLOCK))
-        self.budget.bytes_left -= sum(map(len, frames))
-        return True
+                return None
+            frame = self.socket.recv(_NOBLOCK, copy=False)
+            frames.append(frame.bytes)
+            size += len(frames[-1])
+        self.budget.bytes_left -= size
+        return frames
 
     def _drop(self, so_far: OversizedMessage, arrivals: list[Arrival]) -> None:
         """Throw away more frames of a message, and tell of it when it is over."""
@@ -196,18 +203,20 @@ class FrontStation(Station):
             unlink_socket(self.endpoint)
 
     def _receive(self, arrivals: list[Arrival]) -> None:
+        route = self.socket.recv(_NOBLOCK)
+        # A ROUTER puts the route before every message; each frame tells of its connection.
         first = self.socket.recv(_NOBLOCK, copy=False)
         try:
             user_id = first.get("User-Id")
         except zmq.ZMQError:
             user_id = ""
         key_id = user_id if isinstance(user_id, str) and _KEY_ID.fullmatch(user_id) else ""
-        self.monitor.spoke(int(first.get(zmq.SRCFD)), key_id)
-        frames = [self.socket.recv(_NOBLOCK)] if first.more else []
-        if not self._read_rest(frames, key_id or "unknown"):
+        self.monitor.spoke(int(first.get(_SRCFD)), key_id)
+        frames = self._whole(first, key_id or "unknown")
+        if frames is None:
             return
         if key_id:
-            arrivals.append(FrontFrames(Origin(self.front, key_id, first.bytes, self.old), frames))
+            arrivals.append(FrontFrames(Origin(self.front, key_id, route, self.old), frames))
         else:
             # Every connection gets a key id from our handler; this one came past it.
             arrivals.append(HandshakesRefused(self.front, 1, NO_USER_ID))
@@ -240,10 +249,11 @@ class WorkerStation(Station):
         return more
 
     def _receive(self, arrivals: list[Arrival]) -> None:
-        frames = [self.socket.recv(_NOBLOCK)]
+        first = self.socket.recv(_NOBLOCK, copy=False)
         # A frame may be seen before the monitor's word; the connection is told first.
         self._came(arrivals)
-        if self._read_rest(frames, self.name):
+        frames = self._whole(first, self.name)
+        if frames is not None:
             arrivals.append(WorkerFrames(self.name, frames))
 
     def _came(self, arrivals: list[Arrival]) -> None:

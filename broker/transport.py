@@ -266,8 +266,8 @@ class Transport:
             return "gone"
         self._hot.add(station)
         try:
-            station.socket.send(to.route, _NOBLOCK_MORE)
-            station.socket.send(frame, _NOBLOCK)
+            station.send(to.route, _NOBLOCK_MORE)
+            station.send(frame, _NOBLOCK)
         except zmq.Again:
             return "full"
         except zmq.ZMQError as error:
@@ -283,7 +283,7 @@ class Transport:
             return "gone"
         self._hot.add(station)
         try:
-            station.socket.send(frame, _NOBLOCK)
+            station.send(frame, _NOBLOCK)
         except zmq.Again:
             # A worker that went takes nothing more, like one that does not read.
             station.monitor.drain()

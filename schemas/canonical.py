@@ -102,7 +102,10 @@ def document_bytes(value: JsonValue) -> bytes:
 
 def _needs_slow_path(data: bytes) -> bool:
     """Say whether the bytes hold 16 digits in a row or a character beyond the basic plane."""
-    if b"0000000000000000" in data.translate(_DIGITS):
+    # Each fourth byte of 16 digits makes 4 in a row: for most documents a quarter of it tells.
+    if b"0000" in data[::4].translate(_DIGITS) and (
+        b"0000000000000000" in data.translate(_DIGITS)
+    ):
         return True
     return not data.isascii() and b"\xff" in data.translate(_ASTRAL)
 

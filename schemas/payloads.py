@@ -94,8 +94,12 @@ def _prefixed(*fields: bytes) -> bytes:
     """Join byte fields, each behind its length as eight big-endian bytes."""
     parts: list[bytes] = []
     for field in fields:
-        parts += (len(field).to_bytes(8, "big"), field)
+        parts.append(len(field).to_bytes(8, "big"))
+        parts.append(field)
     return b"".join(parts)
+
+
+_JSON_BEGIN: Final = _prefixed(b"json")
 
 
 def preimage(payload: Payload) -> bytes:
@@ -114,10 +118,13 @@ def preimage(payload: Payload) -> bytes:
 
     Source: docs/WIRE.md, section "Commitments".
     """
+    if isinstance(payload, JSONPayload):
+        data, schema = payload.data, (payload.schema or "").encode()
+        return b"".join((
+            _JSON_BEGIN, len(data).to_bytes(8, "big"), data, len(schema).to_bytes(8, "big"), schema,
+        ))
     if isinstance(payload, TextPayload):
         return _prefixed(b"text", payload.text.encode(), payload.media_type.encode())
-    if isinstance(payload, JSONPayload):
-        return _prefixed(b"json", payload.data, (payload.schema or "").encode())
     if isinstance(payload, BinaryRefPayload):
         return _prefixed(
             b"binary_ref", payload.artifact_id.encode(), payload.sha256.encode(),

@@ -13,6 +13,7 @@ Source: RFC 6962 section 2.1; RFC 9162 sections 2.1.3 and 2.1.4.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -25,6 +26,7 @@ __all__ = [
 
 _NODE: Final = hashlib.sha256(b"\x01")
 """The state after a node's prefix; copying it costs less than making one."""
+_PAIR: Final = struct.Struct(f"{2 * HASH_BYTES}s")
 EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
 """The root of a tree without leaves."""
 
@@ -47,9 +49,9 @@ def fold(hashes: bytes) -> bytes:
     begin = _NODE.copy
     while len(hashes) > HASH_BYTES:
         digests = []
-        for at in range(0, len(hashes), 2 * HASH_BYTES):
+        for (pair,) in _PAIR.iter_unpack(hashes):
             state = begin()
-            state.update(hashes[at : at + 2 * HASH_BYTES])
+            state.update(pair)
             digests.append(state.digest())
         hashes = b"".join(digests)
     return hashes

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from broker.effects import Origin
 from broker.lifecycle import CallState
+from broker.orchestrator.keyed import Keyed, keyed_sha256
 from schemas.canonical import InvalidJson, JsonValue, check_canonical
 from schemas.manifest import Method, PayloadSpec, PluginManifest
 from schemas.messages import CallProgress, FromWorker, Usage
@@ -166,7 +166,7 @@ def commitment(key: bytes, label: Literal["input", "output", "progress"], preima
     Returns:
         HMAC-SHA256(key, label ‖ 0x00 ‖ preimage) in hex. Source: RFC 2104; docs/WIRE.md.
     """
-    return hmac.digest(key, label.encode() + b"\x00" + preimage, "sha256").hex()
+    return keyed_sha256(key, label.encode() + b"\x00", preimage)
 
 
 def note_commitment(message: FromWorker, call: Call | None) -> str | None:
@@ -184,12 +184,14 @@ def fingerprint(key: bytes, plugin: str, version: str, method: str, preimage: by
         plugin, version, method: whose surface it is.
         preimage: `schemas.payloads.preimage` of the payload.
     """
-    return hmac.digest(key, _surface(plugin, version, method) + preimage, "sha256").hex()
+    return _surface(key, plugin, version, method).sha256(preimage)
 
 
 @functools.lru_cache(maxsize=4096)
-def _surface(plugin: str, version: str, method: str) -> bytes:
-    return b"%b\x00%b\x00%b\x00" % (plugin.encode(), version.encode(), method.encode())
+def _surface(key: bytes, plugin: str, version: str, method: str) -> Keyed:
+    return Keyed(
+        key, b"%b\x00%b\x00%b\x00" % (plugin.encode(), version.encode(), method.encode())
+    )
 
 
 def payload_bytes(payload: Payload) -> int:

@@ -156,6 +156,19 @@ def test_sizes() -> None:
     assert _problem(astral) == "json_too_large"
 
 
+@pytest.mark.parametrize("begin", range(16))
+def test_sixteen_digits_are_found_wherever_they_begin(begin: int) -> None:
+    """A long document with 16 digits in a row is for the slow path, and with 15 it is not."""
+    def document(digits: bytes) -> bytes:
+        text = b"x" * (1024 + begin) + digits
+        return b'"' + text.ljust(JSON_SLOW_BYTES_MAX, b"x") + b'"'
+
+    for digits in (b"8" * 15, b"1234567x" * 64):
+        assert check_canonical(document(digits)) == document(digits)[1:-1].decode()
+    for digits in (b"8" * 16, b"8" * 17, b"1234567x" * 64 + b"0123456789" * 2):
+        assert _problem(document(digits)) == "json_too_large"
+
+
 @pytest.mark.parametrize("pair", [("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")])
 def test_depth_is_exact(pair: tuple[str, str]) -> None:
     """The deepest allowed nesting passes and one level more is refused, lists and objects alike."""
