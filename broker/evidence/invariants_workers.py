@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.evidence.history import History, answers_drop
+from broker.evidence.history import History, Worker, answers_drop
 from broker.evidence.invariants import Finding, invariant
 from schemas.events import (
     Event,
@@ -29,6 +29,7 @@ from schemas.events import (
     WorkerExit,
     WorkerProbe,
     WorkerStart,
+    ZygoteRecycle,
 )
 
 LANDLOCK_ABI_MIN: Final = 6
@@ -303,6 +304,43 @@ def _approved(history: History, event: Event) -> Finding | None:
         return None
     more = sorted(set(register.capabilities) - set(before.capabilities))
     return (f"an approval of {', '.join(more)}", "none") if more else None
+
+
+@invariant(
+    "AUD-19", "INV-PNP-09",
+    "Another version takes over from the one that serves only when a worker of its own is attested "
+    "and witnessed and does not drain, and that worker is named as who follows",
+    PluginEnable, ZygoteRecycle,
+)
+def _switched(history: History, event: Event) -> Finding | None:
+    fields = event.fields
+    if isinstance(fields, PluginEnable):
+        before, own = history.enabled.get(fields.plugin), (fields.plugin, fields.version)
+        if before in (None, fields.version):
+            return None
+        if fields.previous != before:
+            return f"to follow {before}, which serves", fields.previous or "nothing"
+        if any(_may_serve(worker, *own) for worker in history.workers.values()):
+            return None
+        return f"a witnessed worker of {'@'.join(own)}", "none"
+    assert isinstance(fields, ZygoteRecycle)
+    old, follows = history.workers.get(fields.incarnation), fields.successor or "nobody"
+    if fields.reason != "upgrade" or old is None:
+        return None
+    plugin, serves = old.start.plugin, history.enabled.get(old.start.plugin, "")
+    if old.start.version == serves:
+        return f"a worker of a version before {serves}", "one of the version that serves"
+    if _may_serve(history.workers.get(follows), plugin, serves):
+        return None
+    return f"a witnessed worker of {plugin}@{serves} to follow", follows
+
+
+def _may_serve(worker: Worker | None, plugin: str, version: str) -> bool:
+    """Say whether a worker may be given first runs of a version."""
+    if worker is None or (worker.start.plugin, worker.start.version) != (plugin, version):
+        return False
+    fit = worker.attested and worker.witnessed and not worker.draining
+    return fit and worker.purpose != "replica"
 
 
 def _rank(version: str) -> tuple[int, int, int, bool, tuple[tuple[bool, int, str], ...]]:

@@ -41,6 +41,7 @@ from schemas.events import (
     TrustChange,
     WorkerExit,
     WorkerStart,
+    ZygoteRecycle,
 )
 from tests.evidence.stories import (
     AUDITOR,
@@ -72,13 +73,13 @@ from tests.ledger.conftest import VERIFIER_KEY
 
 RIGHT = right()
 RECOVERY = LedgerRecovery(torn_bytes=0, checkpoint_size=0, events_after_checkpoint=0)
-SECOND = "2" * 32
+SECOND, THIRD = "2" * 32, "3" * 32
 
 
-def of_second(fields: EventFields, **members: object) -> EventFields:
-    """Give an event of a worker as one of the second worker, which runs replicas."""
+def of_second(fields: EventFields, who: str = SECOND, **members: object) -> EventFields:
+    """Give an event of a worker as one of another worker's."""
     name = "peer" if isinstance(fields, FrameIn | FrameOut) else "incarnation"
-    return msgspec.structs.replace(fields, **{name: SECOND, **members})
+    return msgspec.structs.replace(fields, **{name: who, **members})
 
 
 COMES = ("start", "ready", "attest", "order probe", "report", "probe")
@@ -121,7 +122,8 @@ def asked(kind: str, reply: str, event: object, peer: str = OPERATOR) -> dict[st
 def upgraded(
     capabilities: tuple[str, ...], enabled_for: str | None = None, approve: str | None = None
 ) -> dict[str, object]:
-    """A higher version that is registered, perhaps approved, enabled, and taken back again."""
+    """A higher version that is registered, perhaps approved, enabled, and taken back again; each
+    version has a worker, `a` is the lower one's."""
     newer = "1.3.0"
     events: dict[str, object] = {
         "asks_register_2": heard(OPERATOR, "register_plugin", 106),
@@ -136,14 +138,22 @@ def upgraded(
             "approved": told(OPERATOR, "approved", 107),
         }
     return events | {
+        **{f"{name}_a": of_second(RIGHT[name], THIRD) for name in COMES},
         "asks_enable_2": heard(OPERATOR, "enable_plugin", 108),
+        **{f"{name}_c": of_second(RIGHT[name], **(
+            {"version": newer} if name == "start" else {})) for name in COMES},
         "enable_2": PluginEnable(plugin=PLUGIN, version=newer, previous=VERSION,
                                  diff_sha256=enabled_for, actor=OPERATOR),
         "enabled_2": told(OPERATOR, "enabled", 108),
+        "recycle_2": ZygoteRecycle(incarnation=THIRD, successor=SECOND, reason="upgrade"),
         "asks_enable_3": heard(OPERATOR, "enable_plugin", 109),
         "enable_3": PluginEnable(plugin=PLUGIN, version=VERSION, previous=newer, actor=OPERATOR),
         "enabled_3": told(OPERATOR, "enabled", 109),
+        "recycle_3": ZygoteRecycle(incarnation=SECOND, successor=THIRD, reason="upgrade"),
     }
+
+
+UPGRADED = put(RIGHT, "enabled", **upgraded(("clock.read",)))
 
 
 BROKEN = [
@@ -291,6 +301,13 @@ BROKEN = [
         peer=OMEGA, quota="calls", used=3, allowed=4, window_begin_us=0, window_end_us=9))),
     Broken("AUD-17", "end 1", changed(RIGHT, "end 1", output_kind=None)),
     Broken("AUD-17", "end 3", changed(RIGHT, "end 3", output_commitment=DIGEST)),
+    Broken("AUD-19", "enable 2", without(UPGRADED, "order probe c", "report c", "probe c")),
+    Broken("AUD-19", "enable 2", changed(UPGRADED, "enable 2", previous=None)),
+    Broken("AUD-19", "enable 3", put(UPGRADED, "enabled 2", drains=of_second(
+        ordered("drain"), THIRD))),
+    Broken("AUD-19", "recycle 2", changed(UPGRADED, "recycle 2", successor=THIRD)),
+    Broken("AUD-19", "early", put(without(UPGRADED, "recycle 2"), "probe c",
+                                  early=UPGRADED["recycle 2"])),
 ]
 
 
@@ -346,6 +363,11 @@ def test_an_upgrade_that_was_approved_breaks_nothing(folder):
     """Exactly the approved difference may be enabled, and going back to what was narrower too."""
     story = put(RIGHT, "enabled", **upgraded(("clock.read", "random.read"), OTHER, approve=OTHER))
     assert audited(story, folder).ok
+
+
+def test_a_warm_upgrade_breaks_nothing(folder):
+    """Each version's worker is witnessed before its version takes over."""
+    assert audited(UPGRADED, folder).ok
 
 
 def test_every_invariant_is_broken_by_some_ledger():
