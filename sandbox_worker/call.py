@@ -113,7 +113,7 @@ def prepare(
     )  # fmt: skip
 
 
-def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool) -> NoReturn:
+def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool, hurried: bool) -> NoReturn:
     """Become a call process: close the jail, answer one job, end. Never returns.
 
     Args:
@@ -121,11 +121,12 @@ def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool) -> NoReturn:
         jail: the prepared steps.
         plugin: what to run.
         rehearsal: read every effect back, and say so once the filter is on.
+        hurried: its job is there or about to be, so it makes nothing ready beforehand.
     """
     try:
         if quick(_DUP3, job, JOB, _CLOEXEC) != JOB:
             os._exit(JAIL_FAILED)
-        if quick(*_JOB_WAITS) == 0:
+        if not hurried and quick(*_JOB_WAITS) == 0:
             # Nobody waits yet, and a page that is copied now is not copied when somebody does.
             _practise()
         _close_jail(jail, rehearsal=rehearsal)

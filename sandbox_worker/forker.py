@@ -99,12 +99,14 @@ class Forker:
     pidfd: int | None = None
 
     def fork(
-        self, numbers: list[int], *, rehearse: bool = False, handed: Sequence[int] = ()
+        self, numbers: list[int], *, rehearse: bool = False, hurried: bool = False,
+        handed: Sequence[int] = (),
     ) -> list[_socket.socket]:
         """Ask for call processes; each gets one end of a socket whose other end is returned.
 
         Args:
             numbers: fresh call process numbers, at most `forks.FORKS_MAX`.
+            hurried: whether their jobs are there already, or as good as that.
             rehearse: whether they read their effects back and say so.
             handed: descriptors for the one call process asked for; they stay open here.
 
@@ -119,7 +121,7 @@ class Forker:
             mine.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             ours.append(mine)
             theirs.append(its)
-        kind = forks.REHEARSE if rehearse else forks.FORK
+        kind = forks.REHEARSE if rehearse else forks.HURRY if hurried else forks.FORK
         message = struct.pack(f"=Q{len(numbers)}Q", kind, *numbers)
         given = [*(one.fileno() for one in theirs), *handed]
         rights = struct.pack(f"={len(given)}i", *given)

@@ -37,7 +37,7 @@ READY = b"R"
 """All that is said before the first message of words."""
 
 WORD_BYTES = 8
-FORK, REHEARSE, KILL, EXITED, FORK_FAILED = range(5)
+FORK, HURRY, REHEARSE, KILL, EXITED, FORK_FAILED = range(6)
 RECORD_WORDS = 4
 MESSAGE_BYTES_MAX = 4096
 FORKS_MAX = 32
@@ -141,7 +141,10 @@ def _loop(jails: dict[int, call.Jail], plugin: method.Plugin) -> NoReturn:
                 os.write(CONTROL, packed(WORD_BYTES, FORK_FAILED, words[at], error.errno or 0))
             else:
                 if pid == 0:
-                    become(sockets[at - 1], jail, plugin, rehearsal=kind == REHEARSE)
+                    become(
+                        sockets[at - 1], jail, plugin,
+                        rehearsal=kind == REHEARSE, hurried=kind == HURRY,
+                    )  # fmt: skip
                 calls[pid] = words[at]
         for at in range(given):
             quick(linux.CLOSE, sockets[at])

@@ -38,4 +38,6 @@ class Slot:
     killed: bool = False
     reaped: bool = False
     writer: int = 0
+    used_us: int = 0
+    replied: float = 0.0
     told_at: float = float("-inf")

@@ -37,26 +37,23 @@ from sandbox_worker.replies import (
     ReplyError,
     Told,
     Written,
-    output_bytes,
     printable,
 )
 from sandbox_worker.resting import Resting
 from sandbox_worker.slot import NOTHING, Slot
 from sandbox_worker.terminal import Terminal
-from sandbox_worker.verdicts import Verdict, exit_code, fault, verdict
+from sandbox_worker.verdicts import Verdict, exit_code, fault, report, usage_of, verdict
 from sandbox_worker.warm import Warm
 from schemas.launch import LaunchDocument
 from schemas.messages import (
     Abort,
     CallFailure,
     CallProgress,
-    CallResult,
     Drain,
     FailureCode,
     FromWorker,
     Probe,
     Run,
-    Usage,
 )
 
 LINGER_S = 1.0
@@ -70,6 +67,10 @@ PROBE_MS = 4_000
 
 FORK_PAUSE_S = 0.1
 """After the kernel refused a fork: how long none is tried but for a call that needs one now."""
+
+CROWD = 8
+"""With so many other calls under way processors are what everybody waits for: nothing is done then
+only to answer one call sooner."""
 
 PROGRESS_S = 0.1
 """Progress is passed on at most this often per call."""
@@ -158,17 +159,20 @@ class Supervisor:
         """Fork until as many call processes wait as should, unless forks fail just now."""
         missing = self._warm.target - len(self._idle)
         if missing > 0 and not self.draining and now >= self._fork_again:
-            for slot in self._fork(missing):
+            # Nobody is quicker for a process that made itself ready while others could run.
+            for slot in self._fork(missing, hurried=len(self._by_call) >= CROWD):
                 self._idle[slot.number] = slot
 
-    def _fork(self, count: int, handed: Sequence[int] = ()) -> list[Slot]:
+    def _fork(
+        self, count: int, handed: Sequence[int] = (), *, hurried: bool = True
+    ) -> list[Slot]:
         slots = []
         while count > 0:
             batch = range(self._next_number, self._next_number + min(count, FORKS_MAX))
             self._next_number = batch.stop
             count -= len(batch)
             try:
-                jobs = self._forker.fork(list(batch), handed=handed)
+                jobs = self._forker.fork(list(batch), handed=handed, hurried=hurried)
             except ConnectionError:
                 raise WorkerEndedError("recycle_killed", "the zygote ended") from None
             for number, job in zip(batch, jobs, strict=True):
@@ -380,6 +384,13 @@ class Supervisor:
     def _settle(self, slot: Slot, now: float) -> None:
         """End a call that has replied, and its process; if it is gone, its exit report does."""
         # With more calls under way there is no better time to end a process than now.
+        if len(self._by_call) > CROWD and isinstance(slot.reply, Answered) and not slot.killed:
+            slot.used_us = vitals.end(slot.writer)
+            if slot.used_us:
+                # The exit report, which comes anyway, says how large it was.
+                slot.killed, slot.deadline, slot.replied = True, now + KILL_S, now
+                self._close(slot)
+            return
         alone = len(self._by_call) == 1
         used = vitals.take(slot.writer, signal.SIGSTOP if alone else signal.SIGKILL)
         if used is None or slot.killed:
@@ -424,6 +435,9 @@ class Supervisor:
             raise WorkerEndedError("sandbox_unavailable", "a call process could not be jailed")
         self._idle.pop(slot.number, None)
         slot.reaped = True
+        if slot.used_us and isinstance(ending, Exit):
+            self._end(slot, Exit(slot.number, 0, slot.used_us, ending.max_rss_kb), slot.replied)
+            return
         if slot.order is not None:
             # The exit report may be here before the reply: read the socket to its end.
             while self._pull(slot, now):
@@ -459,13 +473,7 @@ class Supervisor:
             self._send(CallFailure(call=order.call, code="call_process_failed"))
             return
         reply = slot.reply
-        size = output_bytes(reply.payload) if isinstance(reply, Answered) else 0
-        usage = Usage(
-            cpu_ms=(ending.cpu_us + 999) // 1000,
-            wall_ms=_ms(now - slot.started),
-            max_rss_kb_upper_bound=ending.max_rss_kb,
-            output_bytes=size,
-        )
+        usage = usage_of(ending, reply, _ms(now - slot.started))
         found = Verdict(slot.ended_by, slot.used, slot.allowed)
         if slot.ended_by is None:
             found = verdict(
@@ -474,19 +482,7 @@ class Supervisor:
                 output_bytes_max=self._output_bytes_max(order), killed=slot.killed,
             )  # fmt: skip
         faulted, self._fault = self._fault, None
-        if found.code is None and isinstance(reply, Answered):
-            self._send(CallResult(
-                call=order.call, payload=reply.payload, usage=usage, fault=faulted
-            ))  # fmt: skip
-            return
-        message = printable(reply.message) if isinstance(reply, Failed) and reply.message else None
-        self._send(
-            CallFailure(
-                call=order.call, code=found.code or "plugin_crashed", plugin_message=message,
-                denied=reply.denied if isinstance(reply, Failed) else None,
-                used=found.used, allowed=found.allowed, usage=usage, fault=faulted,
-            )
-        )  # fmt: skip
+        self._send(report(order.call, reply, found, usage, faulted))
 
 
 def _ms(seconds: float) -> int:

@@ -13,9 +13,9 @@ import signal
 from typing import NamedTuple
 
 from sandbox_worker.forker import Exit
-from sandbox_worker.replies import Answered, Failed, Probed
+from sandbox_worker.replies import Answered, Failed, Probed, output_bytes, printable
 from schemas.manifest import Limits
-from schemas.messages import FailureCode, Run, Usage
+from schemas.messages import CallFailure, CallResult, FailureCode, Run, Usage
 from schemas.names import PayloadKind
 from schemas.payloads import PAYLOAD_KINDS
 
@@ -44,6 +44,16 @@ def fault(ending: Exit) -> int | None:
     """Give the signal by which the kernel ended a process for what its code did, or None."""
     number = -exit_code(ending)
     return number if number in _FAULTS else None
+
+
+def usage_of(ending: Exit, reply: Answered | Failed | Probed | None, wall_ms: int) -> Usage:
+    """Give what a call used, as it is reported: times in whole milliseconds."""
+    return Usage(
+        cpu_ms=(ending.cpu_us + 999) // 1000,
+        wall_ms=wall_ms,
+        max_rss_kb_upper_bound=ending.max_rss_kb,
+        output_bytes=output_bytes(reply.payload) if isinstance(reply, Answered) else 0,
+    )
 
 
 def verdict(
@@ -83,3 +93,27 @@ def verdict(
     if PAYLOAD_KINDS[type(reply.payload)] != output_kind:
         return Verdict("output_kind_mismatch")
     return Verdict()
+
+
+def report(
+    call: int, reply: Answered | Failed | Probed | None, found: Verdict, usage: Usage,
+    faulted: int | None,
+) -> CallResult | CallFailure:  # fmt: skip
+    """Say to the broker how a call ended.
+
+    Args:
+        call: its number.
+        reply: what its process said, if anything.
+        found: why it failed, if it did.
+        usage: what it used.
+        faulted: a fault that this report has to tell of, its own or an earlier one's.
+    """
+    if found.code is None and isinstance(reply, Answered):
+        return CallResult(call=call, payload=reply.payload, usage=usage, fault=faulted)
+    failed = reply if isinstance(reply, Failed) else None
+    return CallFailure(
+        call=call, code=found.code or "plugin_crashed",
+        plugin_message=printable(failed.message) if failed and failed.message else None,
+        denied=failed.denied if failed else None,
+        used=found.used, allowed=found.allowed, usage=usage, fault=faulted,
+    )  # fmt: skip

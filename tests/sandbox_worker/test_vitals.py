@@ -12,13 +12,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sandbox_worker import vitals
 from sandbox_worker.resting import Resting
 from sandbox_worker.slot import Slot
+from sandbox_worker.supervisor import CROWD
 from schemas.messages import CallResult
-from tests.sandbox_worker.harness import PATIENCE_S, Worker, worker
+from tests.sandbox_worker.harness import LIMITS, PATIENCE_S, Worker, worker
 
 pytestmark = pytest.mark.system
 
@@ -50,6 +52,9 @@ def main(ctx, text):
 """
 STARTED_US, LEFT_US = 20_000, 500_000
 """More than all rehearsed processes use, and far less than the plugin above could."""
+
+LEAST_KB = 1000
+"""Less than any call process holds."""
 
 
 @contextlib.contextmanager
@@ -136,14 +141,33 @@ def test_who_goes_on_after_the_reply_is_ended_and_charged(tmp_path: Path) -> Non
         assert abs(end.usage.cpu_ms * 1000 - used_us) < 100_000
 
 
-def _reaped_us(one: Worker) -> float:
+@pytest.mark.jail
+def test_in_a_crowd_too_each_is_ended_and_charged(tmp_path: Path) -> None:
+    """With many calls under way the size comes with the exit report, the time still before it."""
+    crowd = 2 * CROWD
+    limits = msgspec.structs.replace(LIMITS, concurrency=crowd)
+    with worker(tmp_path, GOES_ON, limits=limits) as one:
+        for _ in range(crowd):
+            one.start("")
+        ends = [one.receive() for _ in range(crowd)]
+        usages = [end.usage for end in ends if isinstance(end, CallResult)]
+        used_ms = [usage.cpu_ms for usage in usages]
+        used_us = _reaped_us(one, crowd * STARTED_US)
+
+        assert len(usages) == crowd
+        assert min(used_ms) >= 20
+        assert abs(sum(used_ms) * 1000 - used_us) < crowd * 100_000
+        assert min(usage.max_rss_kb_upper_bound for usage in usages) > LEAST_KB
+
+
+def _reaped_us(one: Worker, least_us: int = STARTED_US) -> float:
     """Processor time of reaped call processes, once it is more than a start takes."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         fields = Path(f"/proc/{one.zygote}/stat").read_text().rpartition(")")[2].split()
         # cutime and cstime, see proc_pid_stat(5).
         used_us = (int(fields[13]) + int(fields[14])) * 1e6 / os.sysconf("SC_CLK_TCK")
-        if used_us > STARTED_US:
+        if used_us > least_us:
             return used_us
         os.sched_yield()
     raise AssertionError(f"no call process was reaped; worker {one.process.poll()}")
