@@ -25,11 +25,14 @@ class FrontConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         endpoint: where clients connect, `ipc://PATH` or `tcp://ADDRESS:PORT`.
         high_water_mark: messages that libzmq queues for one connection, in each direction.
         connections_max: authenticated connections at the same time; who comes later tries again.
+        handshakes_per_s_max: connections a second that a tcp front takes, half of them from one
+            address; newcomers above that wait.
     """
 
     endpoint: Annotated[str, Meta(max_length=200)] = ""
     high_water_mark: QueueLength = 1000
     connections_max: QueueLength = 256
+    handshakes_per_s_max: Annotated[int, Meta(ge=10, le=100_000)] = 200
 
 
 class AdminFrontConfig(FrontConfig, frozen=True, forbid_unknown_fields=True):

@@ -35,8 +35,8 @@ UNFINISHED: Final = "handshake not finished in time"
 NOT_CURVE: Final = "not ZeroMQ with CURVE and this server's key"
 
 _EVENTS: Final = (
-    zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_MONITOR_STOPPED
 )
 EVENTS_WAITING_MAX: Final = 1_001
@@ -66,6 +66,10 @@ class ConnectionMonitor:
         self._stopped = False
         self.succeeded = 0
         self.lost = 0
+        self.listener = -1
+        """The descriptor that libzmq listens on; the station that binds asks for it."""
+        self.accepted: Callable[[int], object] = int
+        """Is told of each connection's descriptor; a front's gate sets it."""
         self._unfinished: dict[int, None] = {}
         self._finished: set[int] = set()
         self._spoken: dict[int, str] = {}
@@ -154,6 +158,9 @@ class ConnectionMonitor:
         """
         if event == zmq.EVENT_ACCEPTED:
             self._unfinished[value] = None
+            self.accepted(value)
+        elif event == zmq.EVENT_LISTENING:
+            self.listener = value
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.succeeded += 1
             self._finish_oldest()

@@ -233,7 +233,8 @@ def _open_transport(home: Home, crowd_max: int, now_us: int) -> Transport:
         setups[front] = [
             FrontSetup(door.endpoint, door.pair.secret, {},
                        FRAME_BYTES_MAX_OMEGA if omega else FRAME_BYTES_MAX_ADMIN,
-                       config.high_water_mark, config.connections_max, crowd_max)
+                       config.high_water_mark, config.connections_max, crowd_max,
+                       config.handshakes_per_s_max)
             for door in doors
         ]
     return Transport.open(

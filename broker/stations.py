@@ -26,11 +26,13 @@ from broker.arrivals import (
     WorkerFrames,
 )
 from broker.effects import Front, Origin
+from broker.gate import FLOODED, Gate
 from broker.monitor import OVERRUN, ConnectionMonitor
-from broker.sockets import ZmqSocket, bind, ipc_path, unlink_socket
+from broker.sockets import TransportRefused, ZmqSocket, bind, ipc_path, unlink_socket
 from broker.transport_setup import OldFront
 from broker.zap import FrontDoor, WorkerDoor
 from schemas.events import Plane
+from schemas.refusals import RefusalCode
 
 MESSAGES_PER_TURN: Final = 64
 FRAMES_DROPPED_PER_TURN: Final = 4096
@@ -167,7 +169,7 @@ class FrontStation(Station):
 
     def __init__(
         self, socket: ZmqSocket, front: Front, endpoint: str, door: FrontDoor, budget: TurnBudget,
-        crowd_max: int, old: OldFront | None = None,
+        crowd_max: int, handshakes_per_s_max: int, old: OldFront | None = None,
     ) -> None:
         """Let `door` count this front's connections; `old` makes it the one with the old key."""
         name = front if old is None else f"{front}.old"
@@ -175,10 +177,28 @@ class FrontStation(Station):
         self.old = old is not None
         self.key_id, self.until_us = ("", 0) if old is None else (old.key_id, old.until_us)
         self._crowd_max = crowd_max
+        self._handshakes_per_s_max = handshakes_per_s_max
+        self._gate: Gate | None = None
+        self.ajar = False
+        """Whether the gate turns somebody away and must be looked at again soon."""
         self.rank = 3 if front == "front.omega" else 4
         self.front: Front = front
         self.door = door
         door.connections = self.monitor.authenticated
+
+    def bind(self) -> None:
+        """Begin to listen; on TCP, where strangers are, behind a gate."""
+        super().bind()
+        if ipc_path(self.endpoint) is None:
+            self.monitor.drain()
+            try:
+                self._gate = Gate(self.monitor.listener, self._handshakes_per_s_max)
+            except OSError as error:
+                raise TransportRefused(
+                    RefusalCode.MACHINE_UNSUPPORTED,
+                    f"{self.endpoint}: no gate can be put before it ({error.strerror})",
+                ) from None
+            self.monitor.accepted = self._gate.came
 
     def report_connections(self, arrivals: list[Arrival]) -> bool:
         """Send away the strangers that overrun a TCP front, before they have all descriptors."""
@@ -186,7 +206,15 @@ class FrontStation(Station):
         crowded = self.monitor.connections() > self._crowd_max
         if crowded and ipc_path(self.endpoint) is None and self.monitor.end_strangers():
             arrivals.append(HandshakesRefused(self.front, 1, OVERRUN))
+        self.look_at_gate(arrivals)
         return more
+
+    def look_at_gate(self, arrivals: list[Arrival]) -> None:
+        """Let the gate, if there is one, turn newcomers away or take them again."""
+        if self._gate is not None:
+            if count := self._gate.look():
+                arrivals.append(HandshakesRefused(self.front, count, FLOODED))
+            self.ajar = self._gate.ajar
 
     def disconnect(self, key_id: str) -> None:
         """End what connections a key may have: those it spoke by, and those nobody spoke by yet.
@@ -197,6 +225,9 @@ class FrontStation(Station):
 
     def close_among_crowds(self, linger_ms: int, answer: Callable[[], object]) -> None:
         """Close the socket first and read its monitor to the end: a crowd may fill it meanwhile."""
+        if self._gate is not None:
+            self._gate.close()
+            self.monitor.accepted = int
         self.socket.close(linger=linger_ms)
         self.monitor.close_after_socket(linger_ms + CLOSE_MS, answer)
         if self._bound:
@@ -211,7 +242,10 @@ class FrontStation(Station):
         except zmq.ZMQError:
             user_id = ""
         key_id = user_id if isinstance(user_id, str) and _KEY_ID.fullmatch(user_id) else ""
-        self.monitor.spoke(int(first.get(_SRCFD)), key_id)
+        descriptor = int(first.get(_SRCFD))
+        self.monitor.spoke(descriptor, key_id)
+        if self._gate is not None and key_id:
+            self._gate.heard(descriptor)
         frames = self._whole(first, key_id or "unknown")
         if frames is None:
             return

@@ -45,6 +45,7 @@ from broker.arrivals import (
 )
 from broker.effects import Front, Origin
 from broker.footprint import Footprint
+from broker.gate import LOOK_MS
 from broker.keys import curve_bytes, curve_pair, new_curve_pair
 from broker.monitor import MEMORY
 from broker.selftest import require_refusal
@@ -210,6 +211,10 @@ class Transport:
         arrivals, self._pending = self._pending, []
         self._budget.bytes_left = BYTES_PER_TURN
         now_s = time.monotonic()
+        for front in (*self._fronts.values(), *self._old.values()):
+            if front.ajar:
+                front.look_at_gate(arrivals)
+                timeout_ms = LOOK_MS if timeout_ms < 0 else min(timeout_ms, LOOK_MS)
         deadline = now_s + timeout_ms / 1000
         if self._old:
             self._end_old(arrivals)
@@ -421,7 +426,7 @@ class Transport:
         door = FrontDoor(_raw_keys(setup.keys), setup.connections_max)
         station = FrontStation(
             socket, front, setup.endpoint, door, self._budget,
-            setup.connections_max + setup.crowd_max, old,
+            setup.connections_max + setup.crowd_max, setup.handshakes_per_s_max, old,
         )
         self._doorkeeper.register(name, door)
         (self._fronts if old is None else self._old)[front] = station

@@ -16,7 +16,7 @@ class FrontSetup(NamedTuple):
     """One front: where it listens, its secret, whom it admits (Z85 key to key id), its limits.
 
     `connections_max` is of authenticated clients; with `crowd_max` others connected beside them
-    a TCP front ends those that are not authenticated.
+    a TCP front ends those that are not authenticated. `handshakes_per_s_max` is a TCP front's too.
     """
 
     endpoint: str
@@ -26,6 +26,7 @@ class FrontSetup(NamedTuple):
     high_water_mark: int
     connections_max: int
     crowd_max: int
+    handshakes_per_s_max: int
 
 
 class WorkerEndpoint(NamedTuple):

@@ -36,7 +36,7 @@ PURE: Final = (
         for name in (
             "core", "lifecycle", "effects", "inventory", "policy", "state", "invocations",
             "supervision", "administration", "arrivals", "trusting", "shell",
-            "client_keys", "folded",
+            "client_keys", "folded", "handshakes",
         )
     ),
     "broker/orchestrator/**/*.py",

@@ -159,7 +159,7 @@ class ScriptedGateway:
                 keys={key: curve_key_id(key) for role, key in self.admitted.items()
                       if (role == "omega") == (number == 0)},
                 bytes_max=1 << 24, high_water_mark=1000, connections_max=100,
-                crowd_max=4096,
+                crowd_max=4096, handshakes_per_s_max=100_000,
             )
             for number, server in enumerate(self._servers)
         )

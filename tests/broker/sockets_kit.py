@@ -51,6 +51,7 @@ class House:
             high_water_mark=1000,
             connections_max=256,
             crowd_max=4096,
+            handshakes_per_s_max=100_000,
         )._replace(**changes)
         admin = omega._replace(
             endpoint=f"ipc://{directory}/admin",

@@ -191,7 +191,7 @@ def test_an_endpoint_in_use_is_refused_and_left_as_it_is(kind):
 
 def setup(endpoint: str) -> FrontSetup:
     """Describe a front that nobody may use."""
-    return FrontSetup(endpoint, new_curve_pair().secret, {}, 4096, 10, 10, 100)
+    return FrontSetup(endpoint, new_curve_pair().secret, {}, 4096, 10, 10, 100, 100)
 
 
 def test_a_tcp_port_in_use_is_refused():

@@ -6,16 +6,24 @@ import contextlib
 import os
 import select
 import socket
+import time
 from collections.abc import Iterator
 
 import zmq
 
+from broker.client import AdminClient
+from broker.config import AdminFrontConfig
+from broker.gate import FLOODED
 from broker.keys import new_curve_pair
 from tests.hostile.attack import Attack, attack
+from tests.hostile.floods import Flood
 from tests.hostile.siege import FILES_MAX, Siege
 from tests.hostile.wire import COMMAND, DEALER, Peer, framed, greeting, metadata
 
 REFUSED = "handshake_refused"
+FLOOD_S = 1.0
+BETWEEN_LOOKS = 250
+"""How many connections libzmq may take before the broker looks: what its listener's queue holds."""
 SIGNATURE = b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f"
 GARBAGE = (
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 100,
@@ -194,6 +202,29 @@ def crowd(siege: Siege) -> None:
         assert siege.files() < FILES_MAX - 100
 
 
+@attack("a flood of handshakes", REFUSED)
+def flood(siege: Siege) -> None:
+    """Ask the operators' front for handshakes without end: it goes into as many as it is told to,
+    answers who is inside, and takes one more from another address."""
+    before, spy = siege.drops().copy(), str(siege.gateway.home / "profiles" / "spy")
+    share = AdminFrontConfig().handshakes_per_s_max / 2
+    settings = siege.spy.settings
+    with (
+        AdminClient(spy) as inside,
+        Flood(settings.endpoint, settings.server_key, ("127.0.0.2",)) as attack,
+    ):
+        began_s = time.monotonic()
+        while time.monotonic() < began_s + FLOOD_S:
+            attack.step()
+            inside.status()
+        with AdminClient(spy) as newcomer:
+            newcomer.status()
+        lasted_s = time.monotonic() - began_s
+        assert attack.welcomed <= share + share * lasted_s + BETWEEN_LOOKS
+    siege.raised(f"{REFUSED}: {FLOODED}", before)
+
+
 STRANGERS: tuple[Attack, ...] = (
     garbage, knocks, slow, half, mechanisms, wrong_keys, wrong_hello, wrong_initiate, crowd,
+    flood,
 )

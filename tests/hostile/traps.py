@@ -58,7 +58,7 @@ TRAPS: tuple[Trap, ...] = (
                                    "_abort_the_broker",)),
     Trap("T08c", "the same under CURVE, with one authorised key", ("chosen routing ids",)),
     Trap("T09", "a monitor that is not read stops the io thread after a thousand connections",
-         ("empty connections", "a crowd on a port"),
+         ("empty connections", "a crowd on a port", "a flood of handshakes"),
          (_CROWDS + "test_a_busy_loop_takes_in_a_bounded_number_of_strangers",)),
     Trap("T10", "the size limit is one frame's: an unfinished message of many takes all memory",
          ("an endless message", "a worker's endless message"),

@@ -87,8 +87,10 @@ EFFECTS: dict[str, Effect] = {
 SHOWN: dict[str, str] = {
     "omega.high_water_mark": "tests/broker/test_transport.py",
     "omega.connections_max": "tests/broker/test_transport_crowds.py",
+    "omega.handshakes_per_s_max": "tests/broker/test_gate.py",
     "admin.high_water_mark": "tests/broker/test_transport.py",
     "admin.connections_max": "tests/broker/test_transport_crowds.py",
+    "admin.handshakes_per_s_max": "tests/broker/test_gate.py",
     "process.memory_mb_max": "tests/broker/test_footprint.py",
     "limits.warm_processes_max": "tests/broker/test_fleet.py",
     "times.flush_ms_max": "tests/ledger/test_watchdog.py",

@@ -60,8 +60,10 @@ def on_tcp(gateway: RunningGateway) -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     endpoint = f'endpoint = "tcp://127.0.0.1:{port}"'
+    # As many strangers as a test makes shall get as far as they can.
+    bounds = "handshakes_per_s_max = 100000"
     config = gateway.home / "gateway.toml"
-    config.write_text(re.sub(r'(\[admin\]\n)endpoint = "[^"]*"', rf"\1{endpoint}",
+    config.write_text(re.sub(r'(\[admin\]\n)endpoint = "[^"]*"', rf"\1{endpoint}\n{bounds}",
                              config.read_text()))
     for role in ("operator", "auditor"):
         profile = gateway.home / "profiles" / role / "profile.toml"
