@@ -15,7 +15,7 @@ from broker.effects import Evidence
 from broker.folded import Folded, Story
 from broker.ledger.commit import Appended, Ledger
 from broker.ledger.errors import LedgerRefused, PositionArchived, PositionUnknown, TilesDamaged
-from schemas.events import EventFields, InvokeAccept, InvokeEnd, LedgerOpen
+from schemas.events import EVENT_TYPES, EventFields, InvokeAccept, InvokeEnd, LedgerOpen
 from schemas.messages import Consistency, Head, Proof, Receipt, Refusal, Reply, RequestStory
 from schemas.refusals import REFUSALS, RefusalCode
 
@@ -25,16 +25,11 @@ UNREADABLE: Final = "ledger_unreadable"
 
 _DAMAGED: Final = (LedgerRefused, TilesDamaged, OSError)
 _ALWAYS_TOLD: Final = {InvokeAccept, InvokeEnd}
-
-
-class _Story:
-    """Where the events of one request lie: how it began and ended, and a bounded number more."""
-
-    __slots__ = ("always", "others")
-
-    def __init__(self) -> None:
-        self.always: list[int] = []
-        self.others: list[int] = []
+_REQUESTS_NAMED: Final = {
+    kind: tuple(name for name in ("request_id", "pipeline") if name in kind.__struct_fields__)
+    for kind in EVENT_TYPES.values()
+}
+"""By what fields an event says of which requests' stories it is."""
 
 
 class Answers:
@@ -45,47 +40,44 @@ class Answers:
         self._ledger = ledger
         self._unreadable = unreadable
         self._archived_to = ""
-        self._stories: OrderedDict[str, _Story] = OrderedDict()
+        self._stories: OrderedDict[str, Story] = OrderedDict()
         self._consistency: tuple[int, int, tuple[str, ...]] = (0, 0, ())
 
     def stories(self) -> list[Story]:
         """Give where the events of recent requests lie, to be written down."""
-        return [(ask, story.always, story.others) for ask, story in self._stories.items()]
+        return [*self._stories.values()]
 
     def take_up(self, folded: Folded) -> None:
         """Begin with what was written down."""
         self._archived_to = folded.archived_to
-        for ask, always, others in folded.stories:
-            story = self._stories[ask] = _Story()
-            story.always, story.others = always, others
+        self._stories.update((story.request_id, story) for story in folded.stories)
 
     def remember(self, fields: EventFields, seq: int) -> None:
         """Keep the positions of recent requests' events, the first and the last of many.
 
         How a pipeline's steps began is a part of its story too; the rest of a step's is its own.
         """
+        kind = type(fields)
         if isinstance(fields, LedgerOpen) and fields.archived_to is not None:
             self._archived_to = fields.archived_to
-        request_id = getattr(fields, "request_id", None)
-        if request_id is None:
-            return
-        self._add(request_id, fields, seq)
-        pipeline = getattr(fields, "pipeline", None)
-        if pipeline is not None:
-            self._add(pipeline, fields, seq)
+        for place in _REQUESTS_NAMED.get(kind, ()):
+            request_id = getattr(fields, place)
+            if request_id is not None:
+                self._add(request_id, seq, always=kind in _ALWAYS_TOLD)
 
-    def _add(self, request_id: str, fields: EventFields, seq: int) -> None:
+    def _add(self, request_id: str, seq: int, *, always: bool) -> None:
         story = self._stories.get(request_id)
         if story is None:
-            story = self._stories[request_id] = _Story()
+            story = self._stories[request_id] = Story(request_id)
             if len(self._stories) > STORIES_MAX:
                 self._stories.popitem(last=False)
-        if type(fields) in _ALWAYS_TOLD:
-            story.always.append(seq)
+        if always:
+            story.always += (seq,)
             return
-        story.others.append(seq)
+        story.others += (seq,)
         if len(story.others) > STORY_EVENTS_MAX:
-            del story.others[STORY_EVENTS_MAX // 2]
+            middle = STORY_EVENTS_MAX // 2
+            story.others = story.others[:middle] + story.others[middle + 1 :]
 
     def receipt(self, appended: Appended, known_size: int | None) -> Receipt:
         """Point at an event; add the newest checkpoint when the client knows another size.

@@ -29,8 +29,17 @@ if TYPE_CHECKING:
 OPEN_TOLD_MAX: Final = 1024
 """How many open invocations a snapshot names."""
 
-Story = tuple[str, list[int], list[int]]
-"""A request, and where its events lie: how it began and ended, and others."""
+
+class Story(msgspec.Struct, array_like=True, gc=False):
+    """A request, and where its events lie: how it began and ended, and a bounded number more.
+
+    It is written down as it is kept. Rows of numbers, made anew, and not lists: there are thousands
+    of them, and the collector would follow each.
+    """
+
+    request_id: str
+    always: tuple[int, ...] = ()
+    others: tuple[int, ...] = ()
 
 
 class FoldedPlugin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,7 +118,10 @@ def fold_down(state: State, stories: list[Story], log_id: str, seq: int) -> byte
         open_invocations=inventory.open_invocations,
         escapes=sorted(inventory.escapes),
         workers=inventory.workers,
-        answers_seen=[(*key, *seen) for key, seen in inventory.history.seen.items()],
+        answers_seen=[
+            (*key, seen.output_fingerprint, seen.seq)
+            for key, seen in inventory.history.seen.items()
+        ],
         answers_open=inventory.history.open,
         answers_compared=inventory.history.compared,
         requests={

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import platform
 import secrets
@@ -219,6 +220,9 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
             raise
         external.clear()
         _announce(home, log, ledger)
+        # What is here now stays: the collector need not walk it again in the middle of a load.
+        gc.collect()
+        gc.freeze()
         status = gateway.run()
         log.info("stopped", ledger_size=ledger.size)
         return status

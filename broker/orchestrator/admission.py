@@ -37,21 +37,24 @@ class RequestWindow:
         """Begin empty, with a bound in entries and one in us."""
         self._entries_max = entries_max
         self._window_us = window_us
-        self._order: deque[tuple[int, bytes]] = deque()
+        # Numbers and bytes in two rows, oldest first: the collector has nothing to follow here.
+        self._used_us: deque[int] = deque()
+        self._keys: deque[bytes] = deque()
         self._ends: dict[bytes, int | None] = {}
 
     def admit(self, request_id: str, now_us: int) -> bool:
         """Remember a request id; False when it was used within the window."""
         horizon = now_us - self._window_us
-        while self._order and (
-            self._order[0][0] <= horizon or len(self._order) >= self._entries_max
-        ):
-            del self._ends[self._order.popleft()[1]]
+        used_us = self._used_us
+        while used_us and (used_us[0] <= horizon or len(used_us) >= self._entries_max):
+            used_us.popleft()
+            del self._ends[self._keys.popleft()]
         key = _key(request_id)
         if key in self._ends:
             return False
         self._ends[key] = None
-        self._order.append((now_us, key))
+        used_us.append(now_us)
+        self._keys.append(key)
         return True
 
     def ended(self, request_id: str, seq: int) -> None:
@@ -66,10 +69,9 @@ class RequestWindow:
 
     def kept(self) -> KeptRequests:
         """Give the window to be written down."""
-        # Ids enter and leave both collections in one order, so each is taken as it is.
+        # Ids enter and leave every collection in one order, so each is taken as it is.
         return KeptRequests(
-            [used_us for used_us, _ in self._order], b"".join(self._ends).hex(),
-            [*self._ends.values()],
+            [*self._used_us], b"".join(self._keys).hex(), [*self._ends.values()]
         )
 
     def take_up(self, kept: KeptRequests, horizon_us: int) -> None:
@@ -78,7 +80,8 @@ class RequestWindow:
         for place, (used_us, end) in enumerate(zip(kept.times_us, kept.ends, strict=True)):
             if used_us >= horizon_us:
                 key = ids[place * _KEY_BYTES : (place + 1) * _KEY_BYTES]
-                self._order.append((used_us, key))
+                self._used_us.append(used_us)
+                self._keys.append(key)
                 self._ends[key] = end
 
     def __contains__(self, request_id: str) -> bool:

@@ -9,7 +9,9 @@ It leaves withholding to `broker.invocations`. Source: specification INV-PNP-03.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from schemas.events import InvokeAccept, InvokeEnd
 
@@ -17,7 +19,7 @@ ENTRIES_MAX: Final = 100_000
 """About 20 MB; the entry whose answer came again longest ago goes first."""
 
 
-class Seen(NamedTuple):
+class Seen(msgspec.Struct, frozen=True, gc=False):
     """What an input gave before, and the event that says so."""
 
     output_fingerprint: str
