@@ -78,8 +78,7 @@ class Core:
         )
         self._pipelines = Pipelines(state, self._invocations)
         self._workers = Supervision(
-            state, lost=self._invocations.lost, room=self._room,
-            left=self._left,
+            state, lost=self._invocations.lost, room=self._room, left=self._left,
         )
         self._upgrades = Upgrades(state, self._workers)
         self._administration = Administration(
@@ -196,7 +195,7 @@ class Core:
         state.inventory.apply(fields, seq)
         if isinstance(fields, InvokeEnd):
             self._invocations.recorded(fields, seq)
-        if isinstance(fields, InvokeEnd | InvokeRefuse):
+        if isinstance(fields, (InvokeEnd, InvokeRefuse)):
             self._pipelines.recorded(fields.request_id, seq)
 
     # --- clients ---
@@ -241,6 +240,7 @@ class Core:
             self._refuse_request(origin, request, code)
         elif isinstance(request, Invoke):
             self._invocations.invoke(origin, request)
+            return state.take()
         elif isinstance(request, InvokePipeline):
             self._pipelines.accept(origin, request)
         elif isinstance(request, Cancel):
@@ -269,7 +269,7 @@ class Core:
         self, origin: Origin, request: FromOmega | FromAdmin, code: RefusalCode
     ) -> None:
         state = self.state
-        end = state.window(origin.key_id).end_of(request.request_id)
+        end = state.end_of(origin.key_id, request.request_id)
         duplicate = code is RefusalCode.DUPLICATE_REQUEST
         hint = f"the first one ended at event {end}" if duplicate and end is not None else ""
         if isinstance(request, Invoke | InvokePipeline):
@@ -327,7 +327,7 @@ class Core:
             words = message.note
         if words is not None and len(words.encode()) > PLUGIN_MESSAGE_BYTES_MAX:
             return False
-        if isinstance(message, CallResult | CallFailure):
+        if isinstance(message, (CallResult, CallFailure)):
             late = worker.aborted.pop(message.call, None) is not None
             if call is None and not late:
                 return False

@@ -111,7 +111,7 @@ class Invocations:
         self._replicas.recorded(end.request_id)
         key_id = self._key_of_end.pop(end.request_id, None)
         if key_id is not None:
-            self._state.window(key_id).ended(end.request_id, seq)
+            self._state.ended(key_id, end.request_id, seq)
 
     # --- invocations ---
 
@@ -135,7 +135,7 @@ class Invocations:
         found = serving_version(state, request.plugin, request.version, request.method)
         if isinstance(found, Misfit):
             return found
-        version, loaded = found
+        version, loaded, pool = found
         declared = loaded.manifest.methods[request.method]
         misfit = input_misfit(request.payload, declared, loaded)
         if misfit is not None:
@@ -143,7 +143,6 @@ class Invocations:
         timeout_ms = min(
             request.timeout_ms, declared.timeout_ms, state.policy.limits.timeout_ms_max
         )
-        pool = state.fleet.pool(request.plugin, version)
         misfit = self._gate.misfit(
             origin, pool, request.method, timeout_ms, loaded.manifest.limits.concurrency
         )
@@ -153,7 +152,7 @@ class Invocations:
         call = Call(
             number=state.next_call, request_id=request.request_id, origin=origin,
             known_size=request.known_size, plugin=request.plugin, version=version,
-            method=request.method, loaded=loaded, payload=request.payload,
+            method=request.method, loaded=loaded, pool=pool, payload=request.payload,
             commitment_key=request.commitment_key, arrived_us=state.now,
             deadline_us=state.now + timeout_ms * 1000, step=step,
         )
@@ -296,7 +295,7 @@ class Invocations:
             return False
         state = self._state
         if call.state == "queued":
-            state.fleet.pool(call.plugin, call.version).queue.remove(call)
+            call.pool.queue.remove(call)
         else:
             worker = state.fleet.by_incarnation.get(call.incarnation or "")
             if worker is not None and worker.calls.pop(call.number, None) is not None and (
@@ -339,7 +338,7 @@ class Invocations:
         call.number = state.next_call
         state.next_call += 1
         self._gate.requeued(call)
-        state.fleet.pool(call.plugin, call.version).queue.appendleft(call)
+        call.pool.queue.appendleft(call)
         return True
 
     def _withhold(self, call: Call, code: RefusalCode) -> None:
@@ -387,7 +386,7 @@ class Invocations:
                 Cancelled(request_id=request.request_id, outcome="cancelled", reached=reached),
                 receipt=True, known_size=request.known_size,
             )
-        elif state.window(origin.key_id).end_of(request.target) is not None:
+        elif state.end_of(origin.key_id, request.target) is not None:
             state.send(
                 origin,
                 Cancelled(request_id=request.request_id, outcome="too_late", reached="answered"),

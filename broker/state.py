@@ -19,7 +19,7 @@ from broker.config import GatewayConfig
 from broker.effects import Append, Effect, Evidence, Order, Origin, Send
 from broker.inventory import Inventory, VersionRecord
 from broker.lifecycle import GatewayState
-from broker.orchestrator.admission import DropBudget, RequestWindow
+from broker.orchestrator.admission import DropBudget, RequestWindow, request_key
 from broker.orchestrator.breaker import Breakers
 from broker.orchestrator.calls import Call, LoadedPlugin, Shelf
 from broker.orchestrator.fleet import Fleet
@@ -229,8 +229,9 @@ class State:
 
     def used(self, request_id: str) -> bool:
         """Say whether any key used a request id within the window."""
+        key = request_key(request_id)
         return request_id in self.calls or request_id in self.pipelines or any(
-            request_id in window for window in self.windows.values()
+            key in window for window in self.windows.values()
         )
 
     def admit(self, key_id: str, request_id: str, at_us: int | None = None) -> bool:
@@ -241,13 +242,21 @@ class State:
         """
         if request_id in self.calls or request_id in self.pipelines:
             return False
-        window = self.window(key_id)
+        key, window = request_key(request_id), self.window(key_id)
         for other in self.windows.values():
-            if other is not window and request_id in other:
+            if other is not window and key in other:
                 return False
         # A wall clock may step; the window must not forget or hold on because of it.
         steady_us = self.now + self.steady_offset_us
-        return window.admit(request_id, steady_us if at_us is None else at_us)
+        return window.admit(key, steady_us if at_us is None else at_us)
+
+    def ended(self, key_id: str, request_id: str, seq: int) -> None:
+        """Remember where the end of a request of one key lies in the ledger."""
+        self.window(key_id).ended(request_key(request_id), seq)
+
+    def end_of(self, key_id: str, request_id: str) -> int | None:
+        """Give the position of the end of a request of one key, or None."""
+        return self.window(key_id).end_of(request_key(request_id))
 
     def knows(self, key_id: str) -> bool:
         """Say whether a client's key lies in the home and was not revoked."""

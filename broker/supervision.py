@@ -453,9 +453,9 @@ class Supervision:
         """Begin to replace a worker that is due: it serves until the new one is witnessed."""
         state = self._state
         reason = state.fleet.recycle_reason(worker, state.now)
-        pool = state.fleet.pool_of(worker)
         if reason is None or worker.recycle is not None or worker.state != "ready":
             return
+        pool = state.fleet.pool_of(worker)
         if state.gateway != "serving" or pool.retiring:
             return
         if state.now < max(pool.not_before_us, worker.renew_after_us):

@@ -42,14 +42,13 @@ class RequestWindow:
         self._keys: deque[bytes] = deque()
         self._ends: dict[bytes, int | None] = {}
 
-    def admit(self, request_id: str, now_us: int) -> bool:
-        """Remember a request id; False when it was used within the window."""
+    def admit(self, key: bytes, now_us: int) -> bool:
+        """Remember a request id, see `request_key`; False when it was used within the window."""
         horizon = now_us - self._window_us
         used_us = self._used_us
         while used_us and (used_us[0] <= horizon or len(used_us) >= self._entries_max):
             used_us.popleft()
             del self._ends[self._keys.popleft()]
-        key = _key(request_id)
         if key in self._ends:
             return False
         self._ends[key] = None
@@ -57,15 +56,14 @@ class RequestWindow:
         self._keys.append(key)
         return True
 
-    def ended(self, request_id: str, seq: int) -> None:
+    def ended(self, key: bytes, seq: int) -> None:
         """Remember where the end of a request lies in the ledger."""
-        key = _key(request_id)
         if key in self._ends:
             self._ends[key] = seq
 
-    def end_of(self, request_id: str) -> int | None:
+    def end_of(self, key: bytes) -> int | None:
         """Give the position of a request's end, or None while it is open or was no invocation."""
-        return self._ends.get(_key(request_id))
+        return self._ends.get(key)
 
     def kept(self) -> KeptRequests:
         """Give the window to be written down."""
@@ -84,13 +82,13 @@ class RequestWindow:
                 self._keys.append(key)
                 self._ends[key] = end
 
-    def __contains__(self, request_id: str) -> bool:
+    def __contains__(self, key: bytes) -> bool:
         """Say whether this id was used within the window."""
-        return _key(request_id) in self._ends
+        return key in self._ends
 
 
-def _key(request_id: str) -> bytes:
-    """Give the 16 bytes of a UUID, a third of its text's memory."""
+def request_key(request_id: str) -> bytes:
+    """Give the 16 bytes of a UUID, by which windows know it: a third of its text's memory."""
     return bytes.fromhex(request_id.replace("-", ""))
 
 

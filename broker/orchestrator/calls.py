@@ -14,11 +14,12 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 from broker.effects import Origin
 from broker.lifecycle import CallState
 from broker.orchestrator.keyed import Keyed, keyed_sha256
+from broker.orchestrator.quotas import NOTHING_COUNTED, Counted
 from schemas.canonical import InvalidJson, JsonValue, check_canonical
 from schemas.manifest import Method, PayloadSpec, PluginManifest
 from schemas.messages import CallProgress, FromWorker, Usage
@@ -31,8 +32,10 @@ from schemas.payloads import (
     Payload,
     TextPayload,
 )
-from schemas.policy import Quotas
 from schemas.refusals import RefusalCode
+
+if TYPE_CHECKING:
+    from broker.orchestrator.fleet import Pool
 
 
 class Validator(Protocol):
@@ -72,9 +75,6 @@ class Misfit(NamedTuple):
     used: int | None = None
     allowed: int | None = None
     retry_after_ms: int | None = None
-
-
-NO_QUOTAS: Final = Quotas()
 
 
 class StepOf(NamedTuple):
@@ -127,6 +127,7 @@ class Call:
     version: str
     method: str
     loaded: LoadedPlugin
+    pool: Pool
     payload: Payload
     commitment_key: bytes = field(repr=False)
     arrived_us: int
@@ -135,7 +136,7 @@ class Call:
     state: CallState = "queued"
     incarnation: str | None = None
     step: StepOf | None = None
-    quotas: Quotas = NO_QUOTAS
+    counted: Counted = NOTHING_COUNTED
     trying: bool = False
     retried: bool = False
     replicate: bool = False

@@ -76,6 +76,8 @@ class Gate:
                 f"{self._held.get(pool.plugin, 0)} of {len(state.calls)} calls in flight are of "
                 "this plugin, others must find room",
             )
+        if not pool.queue:
+            return None
         wait_ms = self._wait_ms(pool, concurrency)
         if wait_ms > timeout_ms:
             return Misfit(
@@ -105,8 +107,9 @@ class Gate:
         """Count a call that was accepted."""
         state = self._state
         self._held[call.plugin] = self._held.get(call.plugin, 0) + 1
-        call.quotas = state.policy.quotas
-        self._quotas.began(call.quotas, call.origin.key_id, call.plugin, self._steady_us())
+        call.counted = self._quotas.began(
+            state.policy.quotas, call.origin.key_id, call.plugin, self._steady_us()
+        )
         call.trying, change = state.breakers.let_through(
             (call.plugin, call.method), call.version, state.now
         )
@@ -115,11 +118,11 @@ class Gate:
     def dispatched(self, call: Call) -> None:
         """Count a call that a worker was given."""
         call.dispatched_us = self._state.now
-        self._quotas.waits(call.quotas, call.origin.key_id, call.plugin, -1)
+        self._quotas.waits(call.counted, -1)
 
     def requeued(self, call: Call) -> None:
         """Count a call that waits again."""
-        self._quotas.waits(call.quotas, call.origin.key_id, call.plugin, 1)
+        self._quotas.waits(call.counted, 1)
 
     def left(
         self, call: Call, code: RefusalCode | None, usage: Usage | None, *, queued: bool
@@ -132,8 +135,7 @@ class Gate:
         else:
             del self._held[call.plugin]
         self._quotas.left(
-            call.quotas, call.origin.key_id, call.plugin, self._steady_us(),
-            queued=queued, cpu_ms=usage.cpu_ms if usage else 0,
+            call.counted, self._steady_us(), queued=queued, cpu_ms=usage.cpu_ms if usage else 0,
             output_bytes=usage.output_bytes if usage and code is None else 0,
         )
         failed: bool | None = None
@@ -141,7 +143,7 @@ class Gate:
             failed = True
         if code is None:
             failed = False
-            pool = state.fleet.pool(call.plugin, call.version)
+            pool = call.pool
             answered_us = call.replica.held_us if call.replica else state.now
             took_us = answered_us - call.dispatched_us
             pool.service_us += (took_us - pool.service_us) // 8 if pool.service_us else took_us

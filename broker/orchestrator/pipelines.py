@@ -20,6 +20,7 @@ import msgspec
 from broker.effects import Origin
 from broker.invocations import Ending, Invocations, Outcome
 from broker.lifecycle import PIPELINE, STEP, CallEvent, PipelineEvent, StepEvent
+from broker.orchestrator.admission import request_key
 from broker.orchestrator.calls import LoadedPlugin, Misfit, StepOf, input_misfit
 from broker.orchestrator.graph import Pipeline, StepRun
 from broker.orchestrator.selection import serving_version
@@ -72,7 +73,7 @@ class Pipelines:
         """Remember where a pipeline's last event lies, so that a duplicate can be told."""
         ended = self._last_of.pop(request_id, None)
         if ended is not None:
-            self._state.window(ended[0]).ended(ended[1], seq)
+            self._state.ended(*ended, seq)
 
     # --- accepting ---
 
@@ -205,7 +206,7 @@ class Pipelines:
         if misfit is None:
             # Used from its acceptance on, as in the fold of the ledger.
             now_us = state.now + state.steady_offset_us
-            state.window(pipeline.origin.key_id).admit(invoke.request_id, now_us)
+            state.window(pipeline.origin.key_id).admit(request_key(invoke.request_id), now_us)
         if misfit is None and step.state == "running":
             self._tell(pipeline, step, 0)
         return misfit

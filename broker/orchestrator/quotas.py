@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from schemas.policy import PluginQuotas, Quotas
 
@@ -33,12 +33,18 @@ class Exceeded(NamedTuple):
     plugin: str | None = None
 
 
-class _Subject(NamedTuple):
-    """For what a call counts: a key, or what a key uses of one plugin."""
+Subject = tuple[str, str]
+"""For what a call counts: a key, or what a key uses of one plugin."""
 
-    name: tuple[str, str]
-    plugin: str | None
-    bounds: Quotas | PluginQuotas
+
+class Counted(NamedTuple):
+    """For what one call was counted when it began, and in what window its use will be."""
+
+    subjects: tuple[Subject, ...]
+    window_us: int
+
+
+NOTHING_COUNTED: Final = Counted((), 0)
 
 
 @dataclass(slots=True)
@@ -64,40 +70,48 @@ class QuotaBook:
 
     def __init__(self) -> None:
         """Begin with nothing used."""
-        self._seconds: dict[tuple[str, str], _Window] = {}
-        self._windows: dict[tuple[str, str], _Window] = {}
-        self._open: dict[tuple[str, str], _Open] = {}
+        self._seconds: dict[Subject, _Window] = {}
+        self._windows: dict[Subject, _Window] = {}
+        self._open: dict[Subject, _Open] = {}
 
     def exceeded(
         self, quotas: Quotas, key_id: str, plugin: str, now_us: int
     ) -> Exceeded | None:
         """Give the first quota that one more call would exceed, or None."""
-        for subject, of_plugin, bounds in self._subjects(quotas, key_id, plugin):
-            found = self._of(subject, bounds, quotas.window_ms, now_us)
-            if found is not None:
-                return found._replace(plugin=of_plugin)
-        return None
+        found = self._of((key_id, ""), quotas, quotas.window_ms, now_us)
+        if found is None:
+            bounds = _plugin_bounds(quotas, plugin)
+            if bounds is not None:
+                found = self._of((key_id, plugin), bounds, quotas.window_ms, now_us)
+                return found and found._replace(plugin=plugin)
+        return found
 
-    def began(self, quotas: Quotas, key_id: str, plugin: str, now_us: int) -> None:
-        """Count a call that was accepted and waits."""
-        for subject, _, _ in self._subjects(quotas, key_id, plugin):
-            opened = self._open.setdefault(subject, _Open())
+    def began(self, quotas: Quotas, key_id: str, plugin: str, now_us: int) -> Counted:
+        """Count a call that was accepted and waits; what it counts for is told back at its end."""
+        subjects: tuple[Subject, ...] = ((key_id, ""),)
+        if _plugin_bounds(quotas, plugin) is not None:
+            subjects += ((key_id, plugin),)
+        for subject in subjects:
+            opened = self._open.get(subject)
+            if opened is None:
+                opened = self._open[subject] = _Open()
             opened.in_flight += 1
             opened.queued += 1
             self._current(self._seconds, subject, SECOND_US, now_us).calls += 1
+        return Counted(subjects, quotas.window_ms * 1000)
 
-    def waits(self, quotas: Quotas, key_id: str, plugin: str, change: int) -> None:
+    def waits(self, counted: Counted, change: int) -> None:
         """Count a call that waits no more, -1, or waits again, 1."""
-        for subject, _, _ in self._subjects(quotas, key_id, plugin):
-            if subject in self._open:
-                self._open[subject].queued += change
+        for subject in counted.subjects:
+            opened = self._open.get(subject)
+            if opened is not None:
+                opened.queued += change
 
     def left(
-        self, quotas: Quotas, key_id: str, plugin: str, now_us: int, *, queued: bool,
-        cpu_ms: int, output_bytes: int,
+        self, counted: Counted, now_us: int, *, queued: bool, cpu_ms: int, output_bytes: int
     ) -> None:
         """Count a call that ended, and what it used."""
-        for subject, _, _ in self._subjects(quotas, key_id, plugin):
+        for subject in counted.subjects:
             opened = self._open.get(subject)
             if opened is not None:
                 opened.in_flight -= 1
@@ -105,30 +119,21 @@ class QuotaBook:
                 if opened.in_flight == 0:
                     del self._open[subject]
             if cpu_ms or output_bytes:
-                window = self._current(
-                    self._windows, subject, quotas.window_ms * 1000, now_us
-                )
+                window = self._current(self._windows, subject, counted.window_us, now_us)
                 window.cpu_ms += cpu_ms
                 window.output_bytes += output_bytes
 
-    def _subjects(self, quotas: Quotas, key_id: str, plugin: str) -> tuple[_Subject, ...]:
-        """Give what a call counts for: its key, and its key's use of a plugin with quotas."""
-        total = _Subject((key_id, ""), None, quotas)
-        for glob, bounds in quotas.plugins.items():
-            if fnmatchcase(plugin, glob):
-                return total, _Subject((key_id, plugin), plugin, bounds)
-        return (total,)
-
     def _of(
-        self, subject: tuple[str, str], bounds: Quotas | PluginQuotas, window_ms: int, now_us: int
+        self, subject: Subject, bounds: Quotas | PluginQuotas, window_ms: int, now_us: int
     ) -> Exceeded | None:
-        opened = self._open.get(subject, _Open())
-        for quota, used, allowed in (
-            ("in_flight", opened.in_flight, bounds.in_flight_max),
-            ("queued", opened.queued, bounds.queued_max),
-        ):
-            if allowed and used >= allowed:
-                return Exceeded(quota, used, allowed, now_us, now_us, 100)
+        opened = self._open.get(subject)
+        if opened is not None:
+            in_flight_max, queued_max = bounds.in_flight_max, bounds.queued_max
+            if in_flight_max and opened.in_flight >= in_flight_max:
+                return Exceeded(
+                    "in_flight", opened.in_flight, in_flight_max, now_us, now_us, 100)
+            if queued_max and opened.queued >= queued_max:
+                return Exceeded("queued", opened.queued, queued_max, now_us, now_us, 100)
         if bounds.calls_per_second_max:
             second = self._current(self._seconds, subject, SECOND_US, now_us)
             if second.calls >= bounds.calls_per_second_max:
@@ -146,7 +151,7 @@ class QuotaBook:
         return None
 
     def _current(
-        self, windows: dict[tuple[str, str], _Window], subject: tuple[str, str], span_us: int,
+        self, windows: dict[Subject, _Window], subject: Subject, span_us: int,
         now_us: int,
     ) -> _Window:
         """Give the window that is running, a new one when the last is over."""
@@ -158,6 +163,14 @@ class QuotaBook:
                     del windows[old]
             window = windows[subject] = _Window(now_us)
         return window
+
+
+def _plugin_bounds(quotas: Quotas, plugin: str) -> PluginQuotas | None:
+    """Give what one key may use of a plugin, by the first glob that matches, if there is one."""
+    for glob, bounds in quotas.plugins.items():
+        if fnmatchcase(plugin, glob):
+            return bounds
+    return None
 
 
 def _exceeded(

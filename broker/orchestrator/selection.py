@@ -10,6 +10,7 @@ specification sections 4 and 6.
 from __future__ import annotations
 
 from broker.orchestrator.calls import LoadedPlugin, Misfit
+from broker.orchestrator.fleet import Pool
 from broker.state import State
 from broker.trust.versions import api_compatible, version_request_matches
 from schemas.names import API_VERSION
@@ -18,8 +19,8 @@ from schemas.refusals import RefusalCode
 
 def serving_version(
     state: State, plugin: str, wanted: str | None, method: str
-) -> tuple[str, LoadedPlugin] | Misfit:
-    """Find the version that serves a method, or say why none does.
+) -> tuple[str, LoadedPlugin, Pool] | Misfit:
+    """Find the version that serves a method, with the pool of its workers, or say why none does.
 
     Args:
         state: the core's memory.
@@ -54,6 +55,6 @@ def serving_version(
     if method not in loaded.manifest.methods:
         return Misfit(RefusalCode.UNKNOWN_METHOD, "", "$.method")
     pool = state.fleet.pool(plugin, enabled.version)
-    if not pool.expecting and state.fleet.in_crash_loop(pool, state.now):
+    if state.fleet.in_crash_loop(pool, state.now) and not pool.expecting:
         return Misfit(RefusalCode.WORKER_CRASH_LOOP, "", "$.plugin")
-    return enabled.version, loaded
+    return enabled.version, loaded, pool

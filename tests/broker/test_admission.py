@@ -7,13 +7,13 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.orchestrator.admission import DropBudget, RequestWindow
+from broker.orchestrator.admission import DropBudget, RequestWindow, request_key
 from schemas.events import FrameDrop
 from schemas.refusals import RefusalCode
 
 
-def _id(number: int) -> str:
-    return str(UUID(int=number, version=4))
+def _id(number: int) -> bytes:
+    return request_key(str(UUID(int=number, version=4)))
 
 
 def test_a_request_id_passes_once_within_the_window() -> None:

@@ -90,25 +90,25 @@ def test_every_quota_is_counted_and_given_back() -> None:
 
     for _ in range(2):
         assert refused(0) is None
-        book.began(quotas, "key", "plug", 0)
+        counted = book.began(quotas, "key", "plug", 0)
     assert refused(0) == "queued"
-    book.waits(quotas, "key", "plug", -1)
+    book.waits(counted, -1)
     book.began(quotas, "key", "plug", 0)
-    book.waits(quotas, "key", "plug", -1)
+    book.waits(counted, -1)
     assert refused(0) == "in_flight"
     for _ in range(2):
-        book.left(quotas, "key", "plug", 0, queued=False, cpu_ms=40, output_bytes=10)
+        book.left(counted, 0, queued=False, cpu_ms=40, output_bytes=10)
     assert refused(0) is None
     for _ in range(2):
         book.began(quotas, "key", "plug", 0)
-        book.left(quotas, "key", "plug", 0, queued=True, cpu_ms=0, output_bytes=0)
+        book.left(counted, 0, queued=True, cpu_ms=0, output_bytes=0)
     assert refused(999_999) == "calls_per_second"
     assert refused(1_000_000) is None
-    book.left(quotas, "key", "plug", 1_000_000, queued=True, cpu_ms=20, output_bytes=0)
+    book.left(counted, 1_000_000, queued=True, cpu_ms=20, output_bytes=0)
     assert refused(9_999_999) == "cpu_ms"
     assert refused(10_000_000) is None
     book.began(quotas, "key", "plug", 10_000_000)
-    book.left(quotas, "key", "plug", 10_000_000, queued=True, cpu_ms=0, output_bytes=1_000)
+    book.left(counted, 10_000_000, queued=True, cpu_ms=0, output_bytes=1_000)
     assert refused(11_000_000) == "output_bytes"
 
 

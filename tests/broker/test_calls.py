@@ -19,6 +19,7 @@ from broker.orchestrator.calls import (
     input_misfit,
     output_digest,
 )
+from broker.orchestrator.fleet import Pool
 from broker.trust.json_schemas import compile_schema
 from schemas.canonical import canonical_bytes
 from schemas.manifest import PluginManifest
@@ -65,7 +66,8 @@ def _call(given: Payload, loaded: LoadedPlugin) -> Call:
     return Call(
         number=1, request_id=samples.REQUEST, origin=Origin("front.omega", samples.KEY_ID, b""),
         known_size=None, plugin="word-count", version="1.2.0", method="count", loaded=loaded,
-        payload=given, commitment_key=samples.COMMITMENT_KEY, arrived_us=0, deadline_us=1,
+        pool=Pool("word-count", "1.2.0"), payload=given, commitment_key=samples.COMMITMENT_KEY,
+        arrived_us=0, deadline_us=1,
     )
 
 

@@ -25,7 +25,7 @@ def test_a_request_that_the_enabled_version_satisfies_is_served_by_it(
     stage: Stage, wanted: str | None
 ) -> None:
     """No version, the exact one, and a caret whose minor is not above it."""
-    version, loaded = serving_version(stage.core.state, "alpha", wanted, "work")
+    version, loaded, _ = serving_version(stage.core.state, "alpha", wanted, "work")
     assert (version, loaded.manifest.version) == ("1.1.0", "1.1.0")
 
 

@@ -304,10 +304,9 @@ class Small(World):
              peer.draining)
             for peer in self.peers.values()
         )
-        window = state.windows.get(OMEGA)
         ended = sorted(
             name for name, known in self.requests.items()
-            if window is not None and window.end_of(known) is not None
+            if OMEGA in state.windows and state.end_of(OMEGA, known) is not None
         )
         runs = sorted(
             (names[known], sorted(self.checks.workers[one].gone for one in seen.runs))
