@@ -28,6 +28,7 @@ _ALWAYS_TOLD: Final = {InvokeAccept, InvokeEnd}
 _REQUESTS_NAMED: Final = {
     kind: tuple(name for name in ("request_id", "pipeline") if name in kind.__struct_fields__)
     for kind in EVENT_TYPES.values()
+    if "request_id" in kind.__struct_fields__
 }
 """By what fields an event says of which requests' stories it is."""
 
@@ -57,27 +58,30 @@ class Answers:
 
         How a pipeline's steps began is a part of its story too; the rest of a step's is its own.
         """
-        kind = type(fields)
-        if isinstance(fields, LedgerOpen) and fields.archived_to is not None:
-            self._archived_to = fields.archived_to
-        for place in _REQUESTS_NAMED.get(kind, ()):
-            request_id = getattr(fields, place)
-            if request_id is not None:
-                self._add(request_id, seq, always=kind in _ALWAYS_TOLD)
-
-    def _add(self, request_id: str, seq: int, *, always: bool) -> None:
-        story = self._stories.get(request_id)
-        if story is None:
-            story = self._stories[request_id] = Story(request_id)
-            if len(self._stories) > STORIES_MAX:
-                self._stories.popitem(last=False)
-        if always:
-            story.always += (seq,)
+        places = _REQUESTS_NAMED.get(type(fields))
+        if places is None:
+            if isinstance(fields, LedgerOpen) and fields.archived_to is not None:
+                self._archived_to = fields.archived_to
             return
-        story.others += (seq,)
-        if len(story.others) > STORY_EVENTS_MAX:
-            middle = STORY_EVENTS_MAX // 2
-            story.others = story.others[:middle] + story.others[middle + 1 :]
+        for place in places:
+            request_id = getattr(fields, place)
+            if request_id is None:
+                continue
+            story = self._stories.get(request_id) or self._begun(request_id)
+            if type(fields) in _ALWAYS_TOLD:
+                story.always += (seq,)
+                continue
+            others = story.others = (*story.others, seq)
+            if len(others) > STORY_EVENTS_MAX:
+                middle = STORY_EVENTS_MAX // 2
+                story.others = others[:middle] + others[middle + 1 :]
+
+    def _begun(self, request_id: str) -> Story:
+        """Begin a story; the oldest makes room for it."""
+        story = self._stories[request_id] = Story(request_id)
+        if len(self._stories) > STORIES_MAX:
+            self._stories.popitem(last=False)
+        return story
 
     def receipt(self, appended: Appended, known_size: int | None) -> Receipt:
         """Point at an event; add the newest checkpoint when the client knows another size.

@@ -190,7 +190,7 @@ class Invocations:
         state = self._state
         if (state.gateway, "accept") not in GATEWAY:
             return Misfit(RefusalCode.DRAINING, "")
-        if RefusalCode.LOW_SPACE in state.degraded:
+        if state.degraded and RefusalCode.LOW_SPACE in state.degraded:
             return Misfit(RefusalCode.LOW_SPACE, "")
         if len(state.calls) >= state.config.limits.in_flight_max:
             return Misfit(RefusalCode.IN_FLIGHT_LIMIT, f"{len(state.calls)} calls are in flight")
@@ -305,8 +305,9 @@ class Invocations:
                 state.later(worker.aborted[call.number], "abort", worker.incarnation)
                 state.order(worker.incarnation, Abort(call=call.number))
         call.state = "ended"
-        self._replicas.left(call)
-        del state.calls[call.request_id]
+        if call.replica is not None:
+            self._replicas.left(call, call.replica)
+        state.call_over(call.request_id)
         for waiting in state.starving:
             state.later(state.now, "pipeline", waiting)
         state.starving.clear()
@@ -418,8 +419,9 @@ class Invocations:
                 RefusalCode.NONDETERMINISTIC_OUTPUT, usage=message.usage
             ))
             return
-        size = payload_bytes(payload)
-        usage = msgspec.structs.replace(message.usage, output_bytes=size)
+        usage, size = message.usage, payload_bytes(payload)
+        if usage.output_bytes != size:
+            usage = msgspec.structs.replace(usage, output_bytes=size)
         answer = Answer(payload, plain, usage, output_fingerprint)
         if not self._replicas.hold(call, answer):
             self._answer(call, answer)

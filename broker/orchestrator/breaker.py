@@ -52,6 +52,10 @@ class Breakers:
         self.config = config
         self._breakers: dict[Key, Breaker] = {}
 
+    def __contains__(self, key: Key) -> bool:
+        """Say whether a method failed of late: nothing else needs its successes counted."""
+        return key in self._breakers
+
     def not_closed(self) -> list[tuple[Key, Breaker]]:
         """Give the breakers that refuse or try, in order of their names."""
         return sorted(

@@ -147,12 +147,15 @@ class Gate:
             answered_us = call.replica.held_us if call.replica else state.now
             took_us = answered_us - call.dispatched_us
             pool.service_us += (took_us - pool.service_us) // 8 if pool.service_us else took_us
+        method = call.plugin, call.method
+        if not failed and method not in state.breakers:
+            return
         enabled = state.inventory.enabled(call.plugin)
         if enabled is None or enabled.version != call.version:
             # What an older version still does says nothing about the one that is called now.
             failed = None
         self._tell(call, state.breakers.ended(
-            (call.plugin, call.method), call.version, state.now, failed=failed,
+            method, call.version, state.now, failed=failed,
             trying=call.trying, at_once=code is RefusalCode.NONDETERMINISTIC_OUTPUT,
         ))
 

@@ -205,11 +205,9 @@ class Replicas:
         """The end of a call is in the ledger, and in the history that is made of it."""
         self._leaving.pop(request_id, None)
 
-    def left(self, call: Call) -> None:
+    def left(self, call: Call, replica: Replica) -> None:
         """Its call has ended, whatever way: nobody waits for the replica any more."""
-        replica, state = call.replica, self._state
-        if replica is None:
-            return
+        state = self._state
         worker = state.fleet.by_incarnation.get(replica.incarnation or "")
         pool = self._pool(call)
         if replica.incarnation is None and call in pool.queue:
