@@ -18,7 +18,7 @@ import msgspec
 
 from schemas.events import FrameDrop, Plane
 
-_KEY_BYTES: Final = 16
+_HEX_BYTES: Final = 32
 
 
 class KeptRequests(msgspec.Struct, frozen=True):
@@ -37,9 +37,10 @@ class RequestWindow:
         """Begin empty, with a bound in entries and one in us."""
         self._entries_max = entries_max
         self._window_us = window_us
-        # Numbers and bytes in two rows, oldest first: the collector has nothing to follow here.
+        # When each was used, and the ids end to end in hex, oldest first: both are written down as
+        # they are, and the collector has nothing to follow.
         self._used_us: deque[int] = deque()
-        self._keys: deque[bytes] = deque()
+        self._ids = bytearray()
         self._ends: dict[bytes, int | None] = {}
 
     def admit(self, key: bytes, now_us: int) -> bool:
@@ -48,12 +49,13 @@ class RequestWindow:
         used_us = self._used_us
         while used_us and (used_us[0] <= horizon or len(used_us) >= self._entries_max):
             used_us.popleft()
-            del self._ends[self._keys.popleft()]
+            del self._ends[bytes.fromhex(self._ids[:_HEX_BYTES].decode())]
+            del self._ids[:_HEX_BYTES]
         if key in self._ends:
             return False
         self._ends[key] = None
         used_us.append(now_us)
-        self._keys.append(key)
+        self._ids += key.hex().encode()
         return True
 
     def ended(self, key: bytes, seq: int) -> None:
@@ -68,19 +70,16 @@ class RequestWindow:
     def kept(self) -> KeptRequests:
         """Give the window to be written down."""
         # Ids enter and leave every collection in one order, so each is taken as it is.
-        return KeptRequests(
-            [*self._used_us], b"".join(self._keys).hex(), [*self._ends.values()]
-        )
+        return KeptRequests([*self._used_us], self._ids.decode(), [*self._ends.values()])
 
     def take_up(self, kept: KeptRequests, horizon_us: int) -> None:
         """Begin with what was written down, without what was used before a moment."""
-        ids = bytes.fromhex(kept.ids)
         for place, (used_us, end) in enumerate(zip(kept.times_us, kept.ends, strict=True)):
             if used_us >= horizon_us:
-                key = ids[place * _KEY_BYTES : (place + 1) * _KEY_BYTES]
+                name = kept.ids[place * _HEX_BYTES : (place + 1) * _HEX_BYTES]
                 self._used_us.append(used_us)
-                self._keys.append(key)
-                self._ends[key] = end
+                self._ids += name.encode()
+                self._ends[bytes.fromhex(name)] = end
 
     def __contains__(self, key: bytes) -> bool:
         """Say whether this id was used within the window."""
