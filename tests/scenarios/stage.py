@@ -473,7 +473,7 @@ class Stage(Registering, Keyring):
 
     def exit(self, worker: str, signal: str = "9") -> Arrival:
         """A worker's process dies."""
-        self.launcher.reports.append(Exited(self.id_of(worker), None, int(signal)))
+        self.launcher.reports.append(Exited(self.id_of(worker), 0, int(signal)))
         return Readable(LAUNCHER_FD)
 
     def hang_up(self, worker: str) -> Arrival:

@@ -205,7 +205,7 @@ class Small(World):
         peer = next(iter(self.peers.values()))
         if verb == "die" or action == "start fails":
             del self.peers[peer.incarnation]
-            self.launcher.reports.append(Exited(peer.incarnation, None, 9))
+            self.launcher.reports.append(Exited(peer.incarnation, 0, 9))
             return Readable(LAUNCHER_FD)
         return WorkerFrames(peer.incarnation, [codec.encode(self.word(peer, verb, action, name))])
 

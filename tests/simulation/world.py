@@ -445,7 +445,7 @@ class World(Clients):
         if roll == 8 and not peer.said:
             del self.peers[peer.incarnation]
             self.launcher.reports.append(self.random.choice((
-                StartFailed(peer.incarnation, "no process"), Exited(peer.incarnation, 5, None))))
+                StartFailed(peer.incarnation, "no process"), Exited(peer.incarnation, 5, 0))))
             return Readable(LAUNCHER_FD)
         if roll == 8 and self.random.random() < 0.6:
             return self.says(peer, Bye())
@@ -455,7 +455,7 @@ class World(Clients):
         self.past_peers.append(peer.incarnation)
         if self.random.random() < 0.3:
             return WorkerDisconnected(peer.incarnation)
-        self.launcher.reports.append(Exited(peer.incarnation, None, 9))
+        self.launcher.reports.append(Exited(peer.incarnation, 0, 9))
         return Readable(LAUNCHER_FD)
 
     # --- the end ---
