@@ -14,13 +14,14 @@ Source: specification INV-PNP-03; docs/decisions/0028-replicas-have-workers-of-t
 
 from __future__ import annotations
 
-import hmac
+import functools
 from collections.abc import Callable
 from typing import Final, Literal
 
 from broker.orchestrator.calls import Answer, Call, Replica, checked_output, fingerprint
 from broker.orchestrator.determinism import surface_of
 from broker.orchestrator.fleet import Pool
+from broker.orchestrator.keyed import Keyed
 from broker.state import State
 from schemas.events import DeterminismMismatch
 from schemas.messages import Abort, CallFailure, CallResult, Run, Usage
@@ -42,8 +43,13 @@ def drawn(key: bytes, request_id: str, share_permille: int) -> bool:
         request_id: the invocation's.
         share_permille: how many of a thousand are.
     """
-    digest = hmac.digest(key, b"replica\x00" + request_id.encode(), "sha256")
-    return int.from_bytes(digest[:8], "big") % 1000 < share_permille
+    digest = _drawing(key).sha256(request_id.encode())
+    return int(digest[:16], 16) % 1000 < share_permille
+
+
+@functools.lru_cache(maxsize=1)
+def _drawing(key: bytes) -> Keyed:
+    return Keyed(key, b"replica\x00")
 
 
 class Replicas:

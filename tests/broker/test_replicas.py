@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+
 import msgspec
 import pytest
 
@@ -28,6 +30,17 @@ def test_another_home_draws_other_requests() -> None:
     ours, theirs = ({one for one in IDS if drawn(key * 32, one, 100)} for key in (b"k", b"l"))
 
     assert len(ours & theirs) < len(ours) / 2
+
+
+def test_what_is_drawn_is_the_keyed_hash() -> None:
+    """A draw is the first 64 bits of HMAC-SHA256 of the label and the request, a thousandth of it:
+    whoever has the key can say afterwards which requests were drawn."""
+    for number in range(200):
+        key, request_id = bytes([number]) * 32, f"request-{number}"
+        digest = hmac.digest(key, b"replica\x00" + request_id.encode(), "sha256")
+        place = int.from_bytes(digest[:8], "big") % 1000
+        assert drawn(key, request_id, place + 1)
+        assert not drawn(key, request_id, place)
 
 
 @pytest.mark.parametrize("external", [(), ("alpha",)])
