@@ -19,6 +19,7 @@ from broker.client_keys import admitted, front_of
 from broker.effects import Evidence, Origin, SetKeys, StoreBundle
 from broker.inventory import PluginRecord
 from broker.orchestrator.calls import Call, LoadedPlugin
+from broker.orchestrator.forgetting import forget_unserved
 from broker.orchestrator.upgrades import (
     Upgrades,
     approvers,
@@ -97,6 +98,8 @@ class Administration:
         Where room is short, only what adds something is refused: taking away goes on.
         """
         adds = isinstance(request, RegisterPlugin | EnablePlugin | Approve | Grant)
+        if adds:
+            forget_unserved(self._state)
         if adds and RefusalCode.LOW_SPACE in self._state.degraded:
             self._state.refuse(origin, request.request_id, RefusalCode.LOW_SPACE)
         elif isinstance(request, RegisterPlugin | ValidateBundle):

@@ -192,7 +192,7 @@ class Core:
     def recorded(self, fields: EventFields, seq: int) -> None:
         """Take in an event that the shell has put into the ledger; the inventory is their fold."""
         state = self.state
-        state.inventory.apply(fields, seq)
+        state.take_in(fields, seq)
         if isinstance(fields, InvokeEnd):
             self._invocations.recorded(fields, seq)
         if isinstance(fields, (InvokeEnd, InvokeRefuse)):

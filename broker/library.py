@@ -1,8 +1,8 @@
 """The versions at hand: enabled ones always, others read again from their bundle when asked for.
 
 Ten thousand registered versions would fill the memory with manifests that nobody calls. Rules this
-file keeps: what serves or ever served in this process is never let go, so that nothing that runs
-depends on a file; of all others the most recent are kept. A bundle that is not what the ledger
+file keeps: what serves is never let go before it is released, so that nothing that runs depends on
+a file; of all others the most recent are kept. A bundle that is not what the ledger
 says, or whose schemas are not admitted any more, is no version at hand. It leaves quarantine to
 `broker.core` and the folder to `broker.bundles`.
 """
@@ -23,7 +23,7 @@ from broker.trust.validation import load_registered, registered_description
 from schemas.manifest import BUNDLE_BYTES_MAX
 from schemas.names import Domain
 
-RECENT_MAX: Final = 256
+RECENT_MAX: Final = 64
 """Versions kept at hand that do not serve."""
 DESCRIPTIONS_MAX: Final = 65_536
 
@@ -32,7 +32,7 @@ DefaultT = TypeVar("DefaultT")
 
 
 class Library(dict[Key, LoadedPlugin]):
-    """Versions by plugin and version. Asking by `[]` holds one for good, `get` for a while."""
+    """Versions by plugin and version. `[]` holds one until its `release`, `get` for a while."""
 
     def __init__(
         self, inventory: Callable[[], Inventory], bundles: BundleFolder, domain: Domain
@@ -81,11 +81,26 @@ class Library(dict[Key, LoadedPlugin]):
         if len(self._descriptions) < DESCRIPTIONS_MAX:
             self._descriptions[key] = loaded.manifest.description
         self._note(key)
+        self._trim()
+
+    def release(self, key: Key) -> None:
+        """Hold a version no longer that serves no more; one that never may again is let go."""
+        if key not in self.keys():
+            return
+        record = self._inventory().record(*key)
+        if record is None or record.state in ("revoked", "quarantined"):
+            self._recent.pop(key, None)
+            del self[key]
+            return
+        self._note(key)
+        self._trim()
+
+    def _trim(self) -> None:
         while len(self._recent) > RECENT_MAX:
             self.pop(self._recent.popitem(last=False)[0], None)
 
     def _note(self, key: Key) -> None:
-        """Hold a version that serves for good; of another remember that it was asked for now."""
+        """Hold a version that serves; of another remember that it was asked for now."""
         record = self._inventory().record(*key)
         self._recent.pop(key, None)
         if record is None or record.state != "enabled":

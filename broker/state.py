@@ -9,7 +9,7 @@ It leaves decisions to `broker.core`, `broker.supervision` and `broker.administr
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -26,12 +26,22 @@ from broker.orchestrator.fleet import Fleet
 from broker.orchestrator.graph import Pipeline
 from broker.trust.roots import still_trusted
 from schemas.codec import printable
-from schemas.events import EventFields, FrameDrop, Plane
+from schemas.events import (
+    EventFields,
+    FrameDrop,
+    Plane,
+    PluginDisable,
+    PluginEnable,
+    PluginQuarantine,
+    Revoke,
+)
 from schemas.messages import Refusal, Reply, ToWorker, Usage
 from schemas.names import Role
 from schemas.policy import Policy
 from schemas.refusals import REFUSALS, RefusalCode
 from schemas.trust import TrustRoot
+
+_OUT_OF_SERVICE: Final = frozenset({PluginEnable, PluginDisable, PluginQuarantine, Revoke})
 
 TimerKind = Literal[
     "call", "pipeline", "presence", "start", "backoff", "abort", "ping", "drain", "renew",
@@ -120,6 +130,7 @@ class State:
         self.calls: dict[str, Call] = {}
         self.pipelines: dict[str, Pipeline] = {}
         self.starving: set[str] = set()
+        self.unserved: set[tuple[str, str]] = set()
         self.breakers = Breakers(config.breaker)
         self.gateway: GatewayState = "serving"
         self.degraded: set[str] = set()
@@ -220,6 +231,23 @@ class State:
         return told
 
     # --- memory ---
+
+    def take_in(self, fields: EventFields, seq: int) -> None:
+        """Fold an event of the ledger; a version that it takes out of service may be forgotten."""
+        if type(fields) in _OUT_OF_SERVICE:
+            self.unserved.update(self._left_by(fields))
+        self.inventory.apply(fields, seq)
+
+    def _left_by(self, fields: EventFields) -> Iterator[tuple[str, str]]:
+        if isinstance(fields, PluginEnable):
+            last = self.inventory.plugins[fields.plugin].last_enabled
+            if last is not None:
+                yield fields.plugin, last
+        elif isinstance(fields, Revoke) and fields.kind == "plugin_version":
+            plugin, _, version = fields.id.partition("@")
+            yield plugin, version
+        elif isinstance(fields, PluginDisable | PluginQuarantine) and fields.version is not None:
+            yield fields.plugin, fields.version
 
     def window(self, key_id: str) -> RequestWindow:
         """Give the request-id window of one key."""

@@ -58,10 +58,14 @@ class LoadedPlugin:
 
 @runtime_checkable
 class Shelf(Protocol):
-    """Versions at hand that can describe one without holding it."""
+    """Versions at hand that can describe one without holding it, and let one go."""
 
     def description(self, key: tuple[str, str]) -> str:
         """Give a version's description, or nothing."""
+        ...
+
+    def release(self, key: tuple[str, str]) -> None:
+        """Hold a version no longer that serves no more."""
         ...
 
 

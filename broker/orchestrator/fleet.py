@@ -155,9 +155,9 @@ class Fleet:
         return self.pool(worker.plugin, worker.version, worker.role)
 
     def named(self, name: str) -> Pool:
-        """Give the pool that a timer names, see `Pool.name`."""
+        """Give the pool that a timer names, see `Pool.name`; an empty one if it was forgotten."""
         plugin, version, role = name.split("@")
-        return self.pool(plugin, version, "replica" if role == "replica" else "primary")
+        return self.pools.get((plugin, version, role)) or Pool(plugin, version)
 
     def pools_of(self, plugin: str, version: str | None = None) -> Iterator[Pool]:
         """Give every pool of one plugin, or of one version of it."""
@@ -165,6 +165,10 @@ class Fleet:
             pool for pool in list(self.pools.values())
             if pool.plugin == plugin and version in (None, pool.version)
         )
+
+    def forget(self, pool: Pool) -> None:
+        """Keep a pool no longer that has no worker and no call."""
+        del self.pools[pool.plugin, pool.version, pool.role]
 
     def add(self, worker: Worker) -> None:
         """Take a new incarnation in."""

@@ -225,6 +225,7 @@ class Upgrades:
             return
         state = self._state
         del self._under_way[upgrade.plugin]
+        state.unserved.add((upgrade.plugin, upgrade.version))
         serving = state.inventory.plugins[upgrade.plugin].enabled
         for one in upgrade.asked:
             _refuse(state, one, why._replace(

@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -21,6 +21,7 @@ from broker.folded import Folded, vouched
 from broker.launchers.orders import Exited, Report, Started, StartFailed, Tried
 from broker.ledger.commit import Appended
 from broker.ledger.errors import LedgerFailure, PositionUnknown
+from broker.orchestrator.calls import LoadedPlugin
 from broker.reload import Settings
 from broker.shell import Signalled
 from broker.state import State
@@ -344,6 +345,59 @@ class FakeTrust:
         require((version, sha256) in ((0, ""), (self.present.trust.version, self.present.sha256)),
                 "the home's trust root is not the one that the ledger pins")
         state.trust, state.trust_sha256 = self.present.trust, self.present.sha256
+
+
+class FakeShelf(dict[tuple[str, str], LoadedPlugin]):
+    """Versions at hand, as the library has them: what was released is read again when it is asked
+    for, but what may never serve again is gone."""
+
+    _files: dict[tuple[str, str], LoadedPlugin]
+
+    def __new__(cls, *_arguments: object) -> Self:
+        """Begin empty; a copy is filled before anything else of it is there."""
+        shelf = super().__new__(cls)
+        shelf._files = {}
+        return shelf
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self._state = state
+
+    def __setitem__(self, key: tuple[str, str], loaded: LoadedPlugin) -> None:
+        self._files[key] = loaded
+        super().__setitem__(key, loaded)
+
+    def __contains__(self, key: object) -> bool:
+        return self.get(key) is not None
+
+    def __getitem__(self, key: tuple[str, str]) -> LoadedPlugin:
+        found = self.get(key)
+        require(found is not None, f"{key} was forgotten and is needed")
+        return found
+
+    def get(self, key, default=None):
+        """Give a version, or the default."""
+        if key not in self.keys() and key in self._files:
+            record = self._state.inventory.record(*key)
+            if record is not None and record.state not in ("revoked", "quarantined"):
+                super().__setitem__(key, self._files[key])
+        return super().get(key, default)
+
+    def description(self, key: tuple[str, str]) -> str:
+        """Describe a version without holding it."""
+        return self._files[key].manifest.description if key in self._files else ""
+
+    def release(self, key: tuple[str, str]) -> None:
+        """Let go of a version, which no worker and no call may have."""
+        state = self._state
+        inventory, running = state.inventory, [*state.fleet.by_incarnation.values(),
+                                               *state.calls.values()]
+        require(all((one.plugin, one.version) != key for one in running),
+                "a version was forgotten that still runs")
+        require(key[1] not in (inventory.plugins[key[0]].enabled,
+                               inventory.plugins[key[0]].last_enabled),
+                "a version was forgotten that serves, or that the next one is compared with")
+        self.pop(key, None)
 
 
 class FakeBundles:

@@ -68,6 +68,7 @@ from tests.simulation.fakes import (
     FakeClock,
     FakeLauncher,
     FakeLedger,
+    FakeShelf,
     FakeSignals,
     FakeStates,
     FakeTransport,
@@ -179,6 +180,7 @@ class World(Clients):
                       log_id=CONFIG.log_id),
         )
         state.wall_us = self.clock.wall
+        state.plugins = FakeShelf(state)
         self.core = Core(state)
         self.transport = FakeTransport(self.ledger, checked=len(self.ledger.events))
         self.launcher = FakeLauncher()
