@@ -18,7 +18,7 @@ from sandbox_worker import method
 from sandbox_worker import rehearsal as rehearsing
 from sandbox_worker.encode import framed, pack
 from sandbox_worker.jail import landlock, linux, rlimits, seccomp
-from sandbox_worker.jail.linux import quick, succeeds
+from sandbox_worker.jail.linux import quick
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ class Jail:
         forbidden: what must fail from then on.
         after: steps from the closing of descriptors to the last before the filter.
         seal: the filter, last of all.
+        order: all of these in their order, each group with whether its steps must fail.
     """
 
-    __slots__ = ("after", "before", "cpu_ms", "end", "forbidden", "limits", "seal")
+    __slots__ = ("after", "before", "cpu_ms", "end", "forbidden", "limits", "order", "seal")
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Jail:
         self.forbidden = forbidden
         self.after = after
         self.seal = seal
+        self.order = (before, False), (forbidden, True), (after, False), (seal, False)
         self.limits = limits
         self.cpu_ms = cpu_ms
         self.end = end
@@ -129,8 +131,30 @@ def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool, hurried: boo
         if not hurried and quick(*_JOB_WAITS) == 0:
             # Nobody waits yet, and a page that is copied now is not copied when somebody does.
             _practise()
-        _close_jail(jail, rehearsal=rehearsal)
-        _answer(plugin)
+        if rehearsal:
+            _rehearse(jail)
+        else:
+            # Written out, as is the reading below: each function called is two pages to copy.
+            for steps, must_fail in jail.order:
+                for step in steps:
+                    if (quick(*step) < 0) is not must_fail:
+                        os._exit(JAIL_FAILED)
+        try:
+            # One message from the supervisor, which is trusted: its length, marshalled, and itself.
+            if not (length := _read(JOB, LENGTH_BYTES)):
+                # The supervisor closed the socket: there will be no job.
+                os._exit(0)
+            size = _loads(length)
+            data = _read(JOB, size)
+            while len(data) < size and (more := _read(JOB, size - len(data))):
+                data += more
+            frame = _reply(data, plugin)
+            sent = _write(JOB, frame)
+            while sent < len(frame):
+                sent += _write(JOB, frame[sent:])
+        except MemoryError:
+            # Nothing may be left to make a frame from.
+            _write(JOB, _NO_MEMORY)
         # The supervisor reads what this process used while it waits here, and ends it.
         _read(JOB, 1)
         os._exit(0)
@@ -140,33 +164,19 @@ def serve(job: int, jail: Jail, plugin: Plugin, *, rehearsal: bool, hurried: boo
         os._exit(1)
 
 
-def _close_jail(jail: Jail, *, rehearsal: bool) -> None:
-    if rehearsal:
-        fault = rehearsing.close_jail(jail, JOB)
-        _send(framed(pack(["unavailable", *fault] if fault else ["rehearsed"])))
-        if fault:
-            os._exit(JAIL_FAILED)
-    elif (
-        not succeeds(jail.before) or succeeds(jail.forbidden)
-        or not succeeds(jail.after) or not succeeds(jail.seal)
-    ):  # fmt: skip
+def _rehearse(jail: Jail) -> None:
+    """Close the jail step by step, and say whether every effect was there."""
+    fault = rehearsing.close_jail(jail, JOB)
+    _send(framed(pack(["unavailable", *fault] if fault else ["rehearsed"])))
+    if fault:
         os._exit(JAIL_FAILED)
-
-
-def _answer(plugin: Plugin) -> None:
-    """Read the job and send exactly one reply."""
-    try:
-        _send(_reply(_receive(), plugin))
-    except MemoryError:
-        # Nothing may be left to make a frame from.
-        _write(JOB, _NO_MEMORY)
 
 
 def warm_up() -> None:
     """Do in the zygote, before anything is forked, what a call process does and is not jailing."""
     nobody = linux.prepared(linux.KILL, _NO_PID, 0)
     for _ in range(method.WARM_ROUNDS):
-        _close_jail(Jail(forbidden=(nobody,)), rehearsal=False)
+        quick(*nobody)
     method.warm_up()
 
 
@@ -178,19 +188,6 @@ def progress(fraction: float, note: str) -> None:
 def wrote(text: str) -> None:
     """Tell the supervisor what the plugin prints."""
     _send(framed(pack(["wrote", text])))
-
-
-def _receive() -> bytes:
-    """One message from the supervisor, which is trusted: its length, marshalled, and its bytes."""
-    length = _read(JOB, LENGTH_BYTES)
-    if not length:
-        # The supervisor closed the socket: there will be no job.
-        os._exit(0)
-    size = _loads(length)
-    data = _read(JOB, size)
-    while len(data) < size and (more := _read(JOB, size - len(data))):
-        data += more
-    return data
 
 
 def _send(frame: bytes) -> None:
