@@ -43,7 +43,7 @@ KB_PER_REQUEST: Final = 1.0
 """What one remembered request may cost."""
 KB_PER_VERSION: Final = 20.0
 """What a version may leave that was registered, called and superseded: its record and what came of
-its calls are never forgotten. 7 kB, measured without faults and load."""
+its calls are never forgotten. 7 kB without faults and load, once as many are loaded as are kept."""
 SETTLE_S: Final = 30.0
 BROKER_KB_MAX: Final = 8 * 1024
 LAUNCHER_KB_MAX: Final = 1024
