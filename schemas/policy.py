@@ -9,7 +9,6 @@ ask.
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Annotated, Final
 
 import msgspec
@@ -110,13 +109,6 @@ class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window_ms: Annotated[int, Meta(ge=100, le=86_400_000)] = 60_000
     weight: Annotated[int, Meta(ge=1, le=100)] = 4
     plugins: Annotated[dict[PluginGlob, PluginQuotas], Meta(max_length=256)] = {}
-
-    def weight_of(self, plugin: str) -> int:
-        """Give a plugin's weight."""
-        for glob, bounds in self.plugins.items():
-            if fnmatchcase(plugin, glob):
-                return bounds.weight
-        return self.weight
 
 
 class ModuleRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

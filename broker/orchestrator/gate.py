@@ -91,7 +91,8 @@ class Gate:
         """Say whether a plugin holds its share of the places, seen from how many are free."""
         state = self._state
         free = state.config.limits.in_flight_max - len(state.calls)
-        return self._held.get(plugin, 0) >= max(1, state.policy.quotas.weight_of(plugin) * free)
+        weight = self._quotas.weight_of(state.policy.quotas, plugin)
+        return self._held.get(plugin, 0) >= max(1, weight * free)
 
     def _wait_ms(self, pool: Pool, concurrency: int) -> int:
         """Estimate when a call's answer would come: moving service time times queue length."""

@@ -73,6 +73,8 @@ class QuotaBook:
         self._seconds: dict[Subject, _Window] = {}
         self._windows: dict[Subject, _Window] = {}
         self._open: dict[Subject, _Open] = {}
+        self._quotas: Quotas | None = None
+        self._bounds: dict[str, PluginQuotas | None] = {}
 
     def exceeded(
         self, quotas: Quotas, key_id: str, plugin: str, now_us: int
@@ -80,7 +82,7 @@ class QuotaBook:
         """Give the first quota that one more call would exceed, or None."""
         found = self._of((key_id, ""), quotas, quotas.window_ms, now_us)
         if found is None:
-            bounds = _plugin_bounds(quotas, plugin)
+            bounds = self._bounds_of(quotas, plugin)
             if bounds is not None:
                 found = self._of((key_id, plugin), bounds, quotas.window_ms, now_us)
                 return found and found._replace(plugin=plugin)
@@ -89,7 +91,7 @@ class QuotaBook:
     def began(self, quotas: Quotas, key_id: str, plugin: str, now_us: int) -> Counted:
         """Count a call that was accepted and waits; what it counts for is told back at its end."""
         subjects: tuple[Subject, ...] = ((key_id, ""),)
-        if _plugin_bounds(quotas, plugin) is not None:
+        if self._bounds_of(quotas, plugin) is not None:
             subjects += ((key_id, plugin),)
         for subject in subjects:
             opened = self._open.get(subject)
@@ -122,6 +124,26 @@ class QuotaBook:
                 window = self._current(self._windows, subject, counted.window_us, now_us)
                 window.cpu_ms += cpu_ms
                 window.output_bytes += output_bytes
+
+    def weight_of(self, quotas: Quotas, plugin: str) -> int:
+        """Give how large a share of the free places a plugin may take."""
+        bounds = self._bounds_of(quotas, plugin)
+        return quotas.weight if bounds is None else bounds.weight
+
+    def _bounds_of(self, quotas: Quotas, plugin: str) -> PluginQuotas | None:
+        """Give what one key may use of a plugin, by the first glob that matches, if there is one.
+
+        Asked for every call, and there may be hundreds of globs: the answer is kept for as long as
+        the same quotas are in force. They never change; another policy has others.
+        """
+        if quotas is not self._quotas:
+            self._quotas = quotas
+            self._bounds.clear()
+        if plugin not in self._bounds:
+            self._bounds[plugin] = next(
+                (one for glob, one in quotas.plugins.items() if fnmatchcase(plugin, glob)), None
+            )
+        return self._bounds[plugin]
 
     def _of(
         self, subject: Subject, bounds: Quotas | PluginQuotas, window_ms: int, now_us: int
@@ -163,14 +185,6 @@ class QuotaBook:
                     del windows[old]
             window = windows[subject] = _Window(now_us)
         return window
-
-
-def _plugin_bounds(quotas: Quotas, plugin: str) -> PluginQuotas | None:
-    """Give what one key may use of a plugin, by the first glob that matches, if there is one."""
-    for glob, bounds in quotas.plugins.items():
-        if fnmatchcase(plugin, glob):
-            return bounds
-    return None
 
 
 def _exceeded(

@@ -112,6 +112,22 @@ def test_every_quota_is_counted_and_given_back() -> None:
     assert refused(11_000_000) == "output_bytes"
 
 
+def test_what_a_policy_says_of_a_plugin_is_never_what_another_one_said() -> None:
+    """Asked in any order, of whatever quotas, a book answers as one that was never asked before."""
+    book = QuotaBook()
+    policies = [
+        Quotas(weight=2),
+        Quotas(plugins={"slow*": PluginQuotas(weight=7), "*": PluginQuotas(weight=3)}),
+        Quotas(plugins={"*": PluginQuotas(weight=3), "slow*": PluginQuotas(weight=7)}),
+        Quotas(weight=2, plugins={"slow-one": PluginQuotas(weight=9)}),
+    ]
+    for quotas in policies * 2 + policies[::-1]:
+        for plugin in ("slow-one", "slow-two", "fast", "slow-one"):
+            assert book.weight_of(quotas, plugin) == QuotaBook().weight_of(quotas, plugin)
+            assert book.began(quotas, "key", plugin, 0) == QuotaBook().began(
+                quotas, "key", plugin, 0)
+
+
 def test_a_refusal_tells_its_window_and_belongs_to_one_key_and_plugin() -> None:
     """The quotas of a plugin hold for it alone, and no key pays for another."""
     book = QuotaBook()
