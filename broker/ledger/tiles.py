@@ -89,11 +89,11 @@ class Tiles:
         """Append event hashes, 32 bytes each, end to end; nothing is written yet."""
         self.size += len(hashes) // HASH_BYTES
         for level in self._levels:
-            if not hashes:
-                break
             level.unwritten += hashes
             level.tail += hashes
             full = len(level.tail) - len(level.tail) % TILE_BYTES
+            if not full:
+                break
             hashes = b"".join(
                 fold(bytes(level.tail[at : at + TILE_BYTES])) for at in range(0, full, TILE_BYTES)
             )
