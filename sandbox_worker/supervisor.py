@@ -309,6 +309,12 @@ class Supervisor:
             self._dismiss(len(self._idle) - self._warm.target)
 
     def _expire(self, slot: Slot, now: float) -> None:
+        if slot.used_us:
+            # It answered and was killed, and its zygote is late: no process exceeds its limit.
+            del self._slots[slot.number]
+            largest_kb = self._limits.memory_mb << 10
+            self._end(slot, Exit(slot.number, 0, slot.used_us, largest_kb), slot.replied)
+            return
         if slot.killed:
             raise WorkerEndedError("recycle_killed", "a call outlived its own end")
         if slot.reply is None:
@@ -388,7 +394,7 @@ class Supervisor:
             slot.used_us = vitals.end(slot.writer)
             if slot.used_us:
                 # The exit report, which comes anyway, says how large it was.
-                slot.killed, slot.deadline, slot.replied = True, now + KILL_S, now
+                slot.killed, slot.replied = True, now
                 self._close(slot)
             return
         alone = len(self._by_call) == 1

@@ -160,6 +160,30 @@ def test_in_a_crowd_too_each_is_ended_and_charged(tmp_path: Path) -> None:
         assert min(usage.max_rss_kb_upper_bound for usage in usages) > LEAST_KB
 
 
+@pytest.mark.jail
+def test_an_answer_in_a_crowd_does_not_need_the_zygote(tmp_path: Path) -> None:
+    """Where a zygote reaps nobody, answers leave with the limit as what a process may have held."""
+    crowd = 2 * CROWD
+    limits = msgspec.structs.replace(LIMITS, concurrency=crowd)
+    with worker(tmp_path, GOES_ON, limits=limits, pool_size=0) as one:
+        for _ in range(crowd):
+            one.start("")
+        children = Path(f"/proc/{one.zygote}/task/{one.zygote}/children")
+        deadline = time.monotonic() + PATIENCE_S
+        while len(children.read_text().split()) < crowd:
+            assert time.monotonic() < deadline
+            os.sched_yield()
+        os.kill(one.zygote, signal.SIGSTOP)
+        ends = [one.receive() for _ in range(crowd)]
+        os.kill(one.zygote, signal.SIGCONT)
+        sizes_kb = [end.usage.max_rss_kb_upper_bound for end in ends
+                    if isinstance(end, CallResult)]  # fmt: skip
+
+        assert len(sizes_kb) == crowd
+        assert sizes_kb.count(limits.memory_mb << 10) > CROWD
+        assert isinstance(one.call(), CallResult)
+
+
 def _reaped_us(one: Worker, least_us: int = STARTED_US) -> float:
     """Processor time of reaped call processes, once it is more than a start takes."""
     deadline = time.monotonic() + PATIENCE_S
