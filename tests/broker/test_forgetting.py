@@ -147,14 +147,31 @@ def test_a_version_with_a_call_keeps_what_it_serves_with(many: Many) -> None:
     assert ("alpha", "1.0.0", "primary") not in many.core.state.fleet.pools
 
 
-def test_a_revoked_version_is_gone_once_another_was_enabled(many: Many) -> None:
-    """The version enabled last stays to compare the next one with, also revoked; then it goes."""
+def test_a_revoked_version_is_gone_and_is_no_measure(many: Many) -> None:
+    """The next one is held against nothing and waits for approval, as it does after a restart,
+    when a revoked bundle is not read."""
     many.serve(0)
     many.play("revoke alpha@1.0.0")
     many.turn([many.from_operator(RegisterPlugin(
         request_id=many.uuid(), bundle=signed_bundle("alpha", "1.0.1")))])
+    first = many.play("enable alpha 1.0.1")
     assert not many.core.state.fleet.pools
-    assert ("alpha", "1.0.0") in set(many.library)
-    assert any("enabled" in line for line in many.play("enable alpha 1.0.1"))
-    many.play("grant alpha clock.read")
     assert ("alpha", "1.0.0") not in set(many.library)
+
+    again = Library(lambda: many.core.state.inventory, many.gateway._bundles, "development")
+    many.core.state.plugins = again
+    assert ("alpha", "1.0.0") not in again
+    for told in (first, many.play("enable alpha 1.0.1")):
+        assert any("code=approval_required" in line for line in told), told
+
+
+@pytest.mark.parametrize(("wider", "word"), [(False, "enabled"), (True, "approval_required")])
+def test_a_disabled_version_is_the_measure_still(many: Many, *, wider: bool, word: str) -> None:
+    """The version enabled last is not forgotten with its pools: what keeps within it is enabled at
+    once, what widens waits."""
+    many.serve(0)
+    many.play("disable alpha")
+    many.play(f"bye {many.worker()}")
+    many.turn([many.from_operator(RegisterPlugin(request_id=many.uuid(), bundle=signed_bundle(
+        "alpha", "1.0.1", concurrency=5 if wider else 4)))])
+    assert any(word in line for line in many.play("enable alpha 1.0.1"))

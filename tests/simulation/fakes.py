@@ -352,6 +352,7 @@ class FakeShelf(dict[tuple[str, str], LoadedPlugin]):
     for, but what may never serve again is gone."""
 
     _files: dict[tuple[str, str], LoadedPlugin]
+    _state: State | None = None
 
     def __new__(cls, *_arguments: object) -> Self:
         """Begin empty; a copy is filled before anything else of it is there."""
@@ -365,7 +366,12 @@ class FakeShelf(dict[tuple[str, str], LoadedPlugin]):
 
     def __setitem__(self, key: tuple[str, str], loaded: LoadedPlugin) -> None:
         self._files[key] = loaded
-        super().__setitem__(key, loaded)
+        if self._readable(key):
+            super().__setitem__(key, loaded)
+
+    def _readable(self, key: tuple[str, str]) -> bool:
+        record = self._state.inventory.record(*key) if self._state else None
+        return record is None or record.state not in ("revoked", "quarantined")
 
     def __contains__(self, key: object) -> bool:
         return self.get(key) is not None
@@ -377,10 +383,8 @@ class FakeShelf(dict[tuple[str, str], LoadedPlugin]):
 
     def get(self, key, default=None):
         """Give a version, or the default."""
-        if key not in self.keys() and key in self._files:
-            record = self._state.inventory.record(*key)
-            if record is not None and record.state not in ("revoked", "quarantined"):
-                super().__setitem__(key, self._files[key])
+        if key not in self.keys() and key in self._files and self._readable(key):
+            super().__setitem__(key, self._files[key])
         return super().get(key, default)
 
     def description(self, key: tuple[str, str]) -> str:
@@ -394,8 +398,9 @@ class FakeShelf(dict[tuple[str, str], LoadedPlugin]):
                                                *state.calls.values()]
         require(all((one.plugin, one.version) != key for one in running),
                 "a version was forgotten that still runs")
-        require(key[1] not in (inventory.plugins[key[0]].enabled,
-                               inventory.plugins[key[0]].last_enabled),
+        record = inventory.plugins[key[0]]
+        require(key[1] != record.enabled and not (
+                    key[1] == record.last_enabled and self._readable(key)),
                 "a version was forgotten that serves, or that the next one is compared with")
         self.pop(key, None)
 
