@@ -35,13 +35,17 @@ class RequestWindow:
 
     def __init__(self, *, entries_max: int, window_us: int) -> None:
         """Begin empty, with a bound in entries and one in us."""
-        self._entries_max = entries_max
-        self._window_us = window_us
+        self.reconfigure(entries_max=entries_max, window_us=window_us)
         # When each was used, and the ids end to end in hex, oldest first: both are written down as
         # they are, and the collector has nothing to follow.
         self._used_us: deque[int] = deque()
         self._ids = bytearray()
         self._ends: dict[bytes, int | None] = {}
+
+    def reconfigure(self, *, entries_max: int, window_us: int) -> None:
+        """Hold to other bounds from the next id on; what was forgotten stays so."""
+        self._entries_max = entries_max
+        self._window_us = window_us
 
     def admit(self, key: bytes, now_us: int) -> bool:
         """Remember a request id, see `request_key`; False when it was used within the window."""

@@ -14,6 +14,8 @@ import msgspec
 import pytest
 
 from broker.config import GatewayConfig
+from broker.policy import policy_digest
+from broker.reload import Settings
 from schemas.messages import Run
 from tests.scenarios.stage import Stage
 from tests.scenarios.test_scenarios import PREPARED
@@ -108,15 +110,32 @@ SHOWN: dict[str, str] = {
     "breaker.probes_max": "tests/broker/test_breaker.py",
 }
 
-def last_lines(name: str, value: int, commands: tuple[str, ...]) -> str:
-    """Play the commands under one value and give what the last one produced."""
-    stage = Stage()
+def with_number(config: GatewayConfig, name: str, value: int) -> GatewayConfig:
+    """Change one number."""
     section, field = name.split(".")
-    changed = msgspec.structs.replace(getattr(stage.config, section), **{field: value})
-    stage.config = msgspec.structs.replace(stage.config, **{section: changed})
+    changed = msgspec.structs.replace(getattr(config, section), **{field: value})
+    return msgspec.structs.replace(config, **{section: changed})
+
+
+def last_lines(
+    name: str, value: int, commands: tuple[str, ...], *, instead_of: int | None = None
+) -> str:
+    """Play the commands under one value and give what the last one produced.
+
+    With `instead_of` the gateway began with that one, and takes the value while it runs.
+    """
+    stage = Stage()
+    stage.config = with_number(stage.config, name, value if instead_of is None else instead_of)
     stage.begin()
+    for command in (*PREPARED, "invoke r99 nobody"):
+        stage.play(command)
+    if instead_of is not None:
+        stage.config = with_number(stage.config, name, value)
+        stage.gateway.perform(stage.core.reload(Settings(
+            stage.config, stage.policy, policy_digest(stage.policy), stage.core.state.keys,
+        ), stage.clock.mono))
     lines: list[str] = []
-    for command in (*PREPARED, *commands):
+    for command in commands:
         lines = stage.play(command)
     return "\n".join(lines)
 
@@ -128,6 +147,15 @@ def test_a_number_has_its_effect(name: str) -> None:
 
     assert effect.word in last_lines(name, effect.value, effect.commands)
     assert effect.word not in last_lines(name, effect.other, effect.commands)
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_a_number_has_its_effect_when_it_is_changed_while_the_gateway_runs(name: str) -> None:
+    """A reload is enough: nothing that was made before holds on to the number before."""
+    value, other, word, commands = EFFECTS[name]
+
+    assert word in last_lines(name, value, commands, instead_of=other)
+    assert word not in last_lines(name, other, commands, instead_of=value)
 
 
 @pytest.mark.parametrize("margin_ms", [50, 300])
