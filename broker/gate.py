@@ -6,29 +6,30 @@ a classic BPF program, which needs no privilege, tells the kernel which of the t
 to. Once one connection waits at the second, further ones get no answer there, and the newcomer's
 kernel asks again every second. Connections that stand notice nothing.
 
-Rules this file keeps: the program always names one of our two listeners, so that another process of
-this user that shares the port gets nothing; whoever came to the second is told by an end, a few
-each time we look. It leaves whom to turn away to `broker.handshakes`. Source: socket(7),
-SO_REUSEPORT and SO_ATTACH_REUSEPORT_CBPF; linux/filter.h.
+Rules this file keeps: the program always names one of our two listeners, so that a process of this
+user that only shares the port gets nothing, and no other user's may share it; whoever came to the
+second is told by an end, a few each time we look. It leaves whom to turn away to
+`broker.handshakes`. Source: socket(7), SO_REUSEPORT and SO_ATTACH_REUSEPORT_CBPF; linux/filter.h.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
-import os
 import socket
 import struct
 import time
 from typing import Final
 
-from broker.handshakes import Admission, HandshakeBudget
+from broker.handshakes import KNOWN_MAX, REFUSED_MAX, Admission, HandshakeBudget
+from broker.sockets import borrowed
 
 LOOK_MS: Final = 50
 """How often a gate is looked at while it turns somebody away, and for `_SETTLE_S` after."""
 FLOODED: Final = "too many handshakes a second: newcomers wait"
 
 _ATTACH_REUSEPORT_CBPF: Final = 51
+_SO_PEERNAME: Final = 28
 _SOURCE_ADDRESS: Final = 0xFFF00000 + 12
 """SKF_NET_OFF, and where an IPv4 header has its sender."""
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
@@ -55,7 +56,13 @@ class Gate:
         self._refusals = 0
         self.ajar = False
         """Whether somebody is turned away, or was a moment ago: it must be looked at."""
-        with socket.socket(fileno=os.dup(listener)) as served:
+        with socket.socket() as trial:
+            # A kernel that would not take the largest program in a flood says so before there is
+            # one: net.core.optmem_max may be too small.
+            someone = ("127.0.0.1",)
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            _attach(trial, Admission("known", someone * REFUSED_MAX, someone * KNOWN_MAX))
+        with borrowed(listener) as served:
             # Only now: a port that another process has was refused when it was bound alone.
             served.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             kind = served.type | socket.SOCK_NONBLOCK
@@ -65,14 +72,14 @@ class Gate:
                     self._unserved.setsockopt(socket.SOL_SOCKET, option, 1)
                 self._unserved.bind(served.getsockname())
                 self._unserved.listen(0)
-                self._steer()
+                self._steer(self._admission)
             except OSError:
                 self._unserved.close()
                 raise
 
     def came(self, descriptor: int) -> None:
-        """Charge a connection that libzmq took."""
-        address = _address(descriptor)
+        """Charge a connection that libzmq took; -1 for one that is closed by now."""
+        address = _address(descriptor) if descriptor >= 0 else ""
         self._came[descriptor] = address
         self._budget.charge(address, time.monotonic())
 
@@ -94,7 +101,7 @@ class Gate:
         now_s = time.monotonic()
         before, self._admission = self._admission, self._budget.admission(now_s)
         if self._admission != before:
-            self._steer()
+            self._steer(self._admission)
         if self._admission.refused or self._admission.taken != "everybody":
             self._settled_s = now_s + _SETTLE_S
         self.ajar = now_s < self._settled_s
@@ -113,37 +120,45 @@ class Gate:
     def _end_waiting(self) -> int:
         """End connections at the listener that nobody serves; they come again by themselves."""
         ended = 0
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+        # Nobody waits, or there is no descriptor for who does: then they wait for the next look.
+        with contextlib.suppress(OSError):
             while ended < _ENDED_PER_LOOK:
                 self._unserved.accept()[0].close()
                 ended += 1
         return ended
 
-    def _steer(self) -> None:
+    def _steer(self, admission: Admission) -> None:
         """Tell the kernel to which listener a newcomer comes."""
-        taken, refused, known = self._admission
-        code = [(_LOAD, 0, 0, _SOURCE_ADDRESS)]
-        exceptions = [(address, _UNSERVED) for address in refused]
-        if taken == "known":
-            exceptions += [(address, _SERVED) for address in known]
-        for address, where in exceptions:
-            number = int.from_bytes(socket.inet_aton(address))
-            code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, where)]
-        code.append((_RETURN, 0, 0, _SERVED if taken == "everybody" else _UNSERVED))
-        # The structure holds a pointer to the program, which the kernel copies.
-        program = array.array("B", b"".join(struct.pack("=HBBI", *line) for line in code))
-        self._unserved.setsockopt(
-            socket.SOL_SOCKET, _ATTACH_REUSEPORT_CBPF,
-            struct.pack("@HP", len(code), program.buffer_info()[0]),
-        )
+        _attach(self._unserved, admission)
+
+
+def _attach(stream: socket.socket, admission: Admission) -> None:
+    """Give the kernel the program for a socket's group of listeners."""
+    taken, refused, known = admission
+    code = [(_LOAD, 0, 0, _SOURCE_ADDRESS)]
+    exceptions = [(address, _UNSERVED) for address in refused]
+    if taken == "known":
+        exceptions += [(address, _SERVED) for address in known]
+    for address, where in exceptions:
+        number = int.from_bytes(socket.inet_aton(address))
+        code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, where)]
+    code.append((_RETURN, 0, 0, _SERVED if taken == "everybody" else _UNSERVED))
+    # The structure holds a pointer to the program, which the kernel copies.
+    program = array.array("B", b"".join(struct.pack("=HBBI", *line) for line in code))
+    stream.setsockopt(
+        socket.SOL_SOCKET, _ATTACH_REUSEPORT_CBPF,
+        struct.pack("@HP", len(code), program.buffer_info()[0]),
+    )
 
 
 def _address(descriptor: int) -> str:
     """Give a connection's sender; empty when it has gone by now."""
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as stream:
-            peer = stream.getpeername()
+        with borrowed(descriptor) as stream:
+            # Its number may stand for another kind of socket by now.
+            if stream.family != socket.AF_INET:
+                return ""
+            # Unlike getpeername(2) this tells it also of a connection that was reset.
+            return socket.inet_ntoa(stream.getsockopt(socket.SOL_SOCKET, _SO_PEERNAME, 16)[4:8])
     except OSError:
         return ""
-    # Its number may stand for another kind of socket by now.
-    return peer[0] if isinstance(peer, tuple) and stream.family == socket.AF_INET else ""

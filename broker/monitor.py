@@ -18,7 +18,6 @@ zmq_socket_monitor(3).
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
 import time
@@ -26,6 +25,8 @@ from collections.abc import Callable
 from typing import Final
 
 import zmq
+
+from broker.sockets import borrowed
 
 NOT_AUTHORISED: Final = "key not authorised"
 CROWDED: Final = "too many connections"
@@ -69,7 +70,9 @@ class ConnectionMonitor:
         self.listener = -1
         """The descriptor that libzmq listens on; the station that binds asks for it."""
         self.accepted: Callable[[int], object] = int
-        """Is told of each connection's descriptor; a front's gate sets it."""
+        """Is told of each connection's descriptor, or -1 when that was closed by now; a front's
+        gate sets it."""
+        self._fresh: dict[int, None] = {}
         self._unfinished: dict[int, None] = {}
         self._finished: set[int] = set()
         self._spoken: dict[int, str] = {}
@@ -111,20 +114,25 @@ class ConnectionMonitor:
         """
         descriptors = descriptors - self._ended
         for descriptor in descriptors:
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as stream:
+            with contextlib.suppress(OSError), borrowed(descriptor) as stream:
                 stream.shutdown(socket.SHUT_RDWR)
         self._ended |= descriptors
         return len(descriptors)
 
     def drain(self) -> bool:
         """Count waiting events, a bounded number; True when there may be more."""
-        for _ in range(_EVENTS_PER_TURN):
-            try:
+        try:
+            for _ in range(_EVENTS_PER_TURN):
                 frames = self.socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return False
-            event, value = _EVENT.unpack(frames[0])
-            self._count(event, value)
+                event, value = _EVENT.unpack(frames[0])
+                self._count(event, value)
+        except zmq.Again:
+            return False
+        finally:
+            # Only now: the number of one that went may have passed to somebody else.
+            for descriptor in self._fresh:
+                self.accepted(descriptor)
+            self._fresh.clear()
         return True
 
     def close(self) -> None:
@@ -157,8 +165,7 @@ class ConnectionMonitor:
         right.
         """
         if event == zmq.EVENT_ACCEPTED:
-            self._unfinished[value] = None
-            self.accepted(value)
+            self._unfinished[value] = self._fresh[value] = None
         elif event == zmq.EVENT_LISTENING:
             self.listener = value
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -181,6 +188,9 @@ class ConnectionMonitor:
     def _disconnected(self, descriptor: int) -> None:
         self._spoken.pop(descriptor, None)
         self._ended.discard(descriptor)
+        if descriptor in self._fresh:
+            del self._fresh[descriptor]
+            self.accepted(-1)
         if descriptor in self._finished:
             self._finished.discard(descriptor)
             if self._failures_open and self._unfinished:

@@ -14,10 +14,12 @@ Who is admitted is left to `broker.zap`. Source: zmq_setsockopt(3); unix(7); Zer
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket as system_socket
 import stat
+from collections.abc import Iterator
 from typing import Final
 
 import zmq
@@ -177,6 +179,23 @@ def bind(socket: ZmqSocket, endpoint: str) -> None:
         ) from None
     finally:
         os.umask(mask)
+
+
+@contextlib.contextmanager
+def borrowed(descriptor: int) -> Iterator[system_socket.socket]:
+    """Use a descriptor of libzmq's as a socket, and leave it to libzmq.
+
+    It is not copied: there may be no number left for a copy, and the copy of one that stands for
+    no socket by now would stay open.
+
+    Raises:
+        OSError: it stands for no socket.
+    """
+    stream = system_socket.socket(fileno=descriptor)
+    try:
+        yield stream
+    finally:
+        stream.detach()
 
 
 def ipc_path(endpoint: str) -> str | None:

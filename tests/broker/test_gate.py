@@ -140,8 +140,7 @@ def test_the_largest_program_is_one_that_the_kernel_takes() -> None:
         assert gate is not None
         refused = tuple(f"127.1.0.{number}" for number in range(1, REFUSED_MAX + 1))
         known = tuple(f"127.2.0.{number}" for number in range(1, KNOWN_MAX + 1))
-        gate._admission = Admission("known", refused, known)
-        gate._steer()
+        gate._steer(Admission("known", refused, known))
         host, _, port = station(home).endpoint[6:].rpartition(":")
 
         def served(source: str) -> bool:

@@ -11,7 +11,7 @@ import sys
 import pytest
 import zmq
 
-from broker import transport
+from broker import gate, transport
 from broker.arrivals import FrontFrames
 from broker.keys import CurvePair, new_curve_pair
 from broker.selftest import require_refusal
@@ -207,6 +207,25 @@ def test_a_tcp_port_in_use_is_refused():
         finally:
             transport.close(linger_ms=0)
         assert refused.value.code is RefusalCode.SOCKET_IN_USE
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("_ATTACH_REUSEPORT_CBPF", 9999), ("KNOWN_MAX", 4096)]
+)
+def test_a_kernel_that_cannot_steer_newcomers_is_refused(monkeypatch, name, number):
+    """One without the option, or that would not take the largest program, serves no TCP port."""
+    monkeypatch.setattr(gate, name, number)
+    with run_directory() as directory:
+        transport = Transport.open(
+            omega=setup("tcp://127.0.0.1:*"), admin=setup(f"ipc://{directory}/admin"),
+            run_directory=directory,
+        )
+        try:
+            with pytest.raises(TransportRefused, match="no gate can be put") as refused:
+                transport.listen()
+        finally:
+            transport.close(linger_ms=0)
+        assert refused.value.code is RefusalCode.MACHINE_UNSUPPORTED
 
 
 def test_nobody_can_connect_before_the_gateway_listens():
