@@ -122,6 +122,8 @@ class Upgrades:
     def _warm(self, entry: VersionRecord, asked: Asked) -> None:
         """Have a worker of the version come up, beside what serves; switch to one that is up."""
         state = self._state
+        # Whatever it comes to: until it serves, what it is warmed with may be forgotten again.
+        state.unserved.add((entry.plugin, entry.version))
         pool = state.fleet.pool(entry.plugin, entry.version)
         workers = sorted(pool.workers.values(), key=lambda one: one.state != "ready")
         worker = next((one for one in workers
@@ -225,7 +227,6 @@ class Upgrades:
             return
         state = self._state
         del self._under_way[upgrade.plugin]
-        state.unserved.add((upgrade.plugin, upgrade.version))
         serving = state.inventory.plugins[upgrade.plugin].enabled
         for one in upgrade.asked:
             _refuse(state, one, why._replace(

@@ -78,6 +78,7 @@ from tests.simulation.fakes import (
     require,
     stand_ins,
 )
+from tests.simulation.keeping import check_kept
 from tests.simulation.openings import opening
 from tests.simulation.pasts import begin_with_past
 from tests.simulation.peers import ENDS, Peer, end_trial
@@ -232,6 +233,7 @@ class World(Clients):
             return
         self.look()
         self.checks.settled(self.clock.mono)
+        check_kept(self.core)
         self.deliver()
 
     def look(self) -> None:
