@@ -144,9 +144,11 @@ class Station:
         """Throw away more frames of a message, and tell of it when it is over."""
         frames, size = so_far.frames, so_far.bytes
         for _ in range(FRAMES_DROPPED_PER_TURN):
-            size += len(self.socket.recv(_NOBLOCK))
+            # Not copied: a frame that is thrown away costs half as much so.
+            frame = self.socket.recv(_NOBLOCK, copy=False)
+            size += len(frame)
             frames += 1
-            if not self.socket.get(zmq.RCVMORE):
+            if not frame.more:
                 arrivals.append(OversizedMessage(self.plane, so_far.peer, frames, size))
                 self._dropping = None
                 return
