@@ -301,8 +301,10 @@ class Administration:
                              where="$.id",
                              hint="Take it out of policy.toml and start again." if ruled else "")
                 return None
+            # Only what has workers or calls can lose them; to read all the others would take long.
+            serving = {pool.version for pool in state.fleet.pools_of(plugin)}
             return [
-                (plugin, version) for version in record.versions
+                (plugin, version) for version in record.versions if version in serving
                 if (loaded := state.plugins.get((plugin, version))) is not None
                 and capability in loaded.manifest.capabilities
             ]

@@ -175,3 +175,16 @@ def test_a_disabled_version_is_the_measure_still(many: Many, *, wider: bool, wor
     many.turn([many.from_operator(RegisterPlugin(request_id=many.uuid(), bundle=signed_bundle(
         "alpha", "1.0.1", concurrency=5 if wider else 4)))])
     assert any(word in line for line in many.play("enable alpha 1.0.1"))
+
+
+def test_a_grant_is_taken_back_without_a_look_at_versions_that_do_not_serve(
+    many: Many, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be thousands of them, and the loop waits for each bundle that is read."""
+    for number in range(6):
+        many.serve(number)
+    many.play("grant alpha clock.read")
+    read: list[str] = []
+    monkeypatch.setattr(many.gateway._bundles, "read", lambda sha256, **_: read.append(sha256))
+    assert any("revoked" in line for line in many.play("take-back alpha clock.read"))
+    assert read == []
