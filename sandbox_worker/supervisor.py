@@ -42,7 +42,7 @@ from sandbox_worker.replies import (
 from sandbox_worker.resting import Resting
 from sandbox_worker.slot import NOTHING, Slot
 from sandbox_worker.terminal import Terminal
-from sandbox_worker.verdicts import Verdict, exit_code, fault, report, usage_of, verdict
+from sandbox_worker.verdicts import Verdict, answered, exit_code, fault, report, usage_of, verdict
 from sandbox_worker.warm import Warm
 from schemas.launch import LaunchDocument
 from schemas.messages import (
@@ -442,7 +442,7 @@ class Supervisor:
         self._idle.pop(slot.number, None)
         slot.reaped = True
         if slot.used_us and isinstance(ending, Exit):
-            self._end(slot, Exit(slot.number, 0, slot.used_us, ending.max_rss_kb), slot.replied)
+            self._end(slot, answered(ending, slot.used_us), slot.replied)
             return
         if slot.order is not None:
             # The exit report may be here before the reply: read the socket to its end.

@@ -46,6 +46,15 @@ def fault(ending: Exit) -> int | None:
     return number if number in _FAULTS else None
 
 
+def answered(ending: Exit, used_us: int) -> Exit:
+    """Give the end of a process that was killed when it had used so much, after its answer.
+
+    Its status says nothing then. That of one that was dead by then, and only not reaped, stays.
+    """
+    status = 0 if exit_code(ending) == -signal.SIGKILL else ending.status
+    return Exit(ending.number, status, used_us, ending.max_rss_kb)
+
+
 def usage_of(ending: Exit, reply: Answered | Failed | Probed | None, wall_ms: int) -> Usage:
     """Give what a call used, as it is reported: times in whole milliseconds."""
     return Usage(
@@ -70,14 +79,14 @@ def verdict(
         limits: the manifest's.
         output_kind: what the method declares that it gives.
         output_bytes_max: the smaller of the manifest's and the order's bound.
-        killed: whether the process was ended after its reply, so that its status says nothing.
+        killed: whether the process was ended after its reply, so that SIGKILL says nothing.
     """
     code = exit_code(ending)
     if code == -signal.SIGSYS:
         return Verdict("system_call_forbidden")
     if code == -signal.SIGXCPU or (code == -signal.SIGKILL and usage.cpu_ms >= limits.cpu_ms):
         return Verdict("cpu_limit_exceeded", usage.cpu_ms, limits.cpu_ms)
-    if code != 0 and not killed:
+    if code != 0 and not (killed and code == -signal.SIGKILL):
         return Verdict("plugin_crashed")
     if order.cpu_ms_max is not None and usage.cpu_ms > order.cpu_ms_max:
         return Verdict("cpu_limit_exceeded", usage.cpu_ms, order.cpu_ms_max)

@@ -10,7 +10,7 @@ import pytest
 
 from sandbox_worker.forker import Exit
 from sandbox_worker.replies import Answered, Failed
-from sandbox_worker.verdicts import Verdict, fault, verdict
+from sandbox_worker.verdicts import Verdict, answered, fault, verdict
 from schemas.manifest import Limits
 from schemas.messages import Abort, CallFailure, CallResult, Run, Usage
 from schemas.payloads import TextPayload
@@ -44,12 +44,14 @@ def main(ctx, text):
 '''
 
 
-def judged(status: int, reply: Answered | Failed | None, cpu_ms: int = 1) -> Verdict:
+def judged(
+    status: int, reply: Answered | Failed | None, cpu_ms: int = 1, *, killed: bool = False
+) -> Verdict:
     """Judge one end: its wait status, its reply and the processor time used."""
     usage = Usage(cpu_ms=cpu_ms, wall_ms=2, max_rss_kb_upper_bound=3, output_bytes=4)
     return verdict(
         Exit(1, status, cpu_ms * 1000, 3), reply, usage, ORDER, LIMITS,
-        output_kind="text", output_bytes_max=10, killed=False,
+        output_kind="text", output_bytes_max=10, killed=killed,
     )  # fmt: skip
 
 
@@ -73,6 +75,29 @@ def test_the_kernels_word_goes_before_the_processes(
 ) -> None:
     """A process that answered and then died of a signal has not answered."""
     assert judged(status, reply, cpu_ms) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (signal.SIGKILL, Verdict()),
+        (0, Verdict()),
+        (signal.SIGSYS, Verdict("system_call_forbidden")),
+        (signal.SIGSEGV, Verdict("plugin_crashed")),
+        (signal.SIGXCPU, Verdict("cpu_limit_exceeded", 1, 100)),
+        (3 << 8, Verdict("plugin_crashed")),
+    ],
+)
+def test_only_our_own_signal_says_nothing_of_who_had_answered(
+    status: int, expected: Verdict
+) -> None:
+    """Who was dead when it was killed, and only not reaped, is judged by its death also in a crowd,
+    where the time is that of the kill and the size that of the exit report."""
+    ending = answered(Exit(1, status, 5_000_000, 3), 1000)
+
+    assert (ending.cpu_us, ending.max_rss_kb) == (1000, 3)
+    assert judged(ending.status, ANSWER, killed=True) == expected
+    assert judged(status, ANSWER, killed=True) == expected
 
 
 def test_only_what_code_brings_about_itself_is_a_fault() -> None:
