@@ -245,10 +245,13 @@ def _notes_seeds() -> list[bytes]:
 
 
 class Drawn(random.Random):
-    """Chance that is drawn from bytes: after them everything is zero."""
+    """Chance that is drawn from bytes: after them everything is zero.
+
+    Its ids are none of those that the world's own chance gave out before, or gives behind it.
+    """
 
     def __init__(self, data: bytes) -> None:
-        super().__init__(0)
+        super().__init__(1)
         self._data = data
         self.at = 0
 
@@ -287,7 +290,7 @@ def _core(data: bytes) -> None:
         if world.random.spent:
             break
         world.step()
-    world.random = random.Random(0)
+    world.random = random.Random(2)
     world.finish()
 
 
