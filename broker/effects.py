@@ -66,6 +66,7 @@ class Spawn(msgspec.Struct, frozen=True, gc=False):
     bundle_sha256: str
     limits: Limits
     grants: tuple[str, ...]
+    modules: tuple[str, ...]
     launcher: Literal["local", "external"]
     pool_size: int
     role: Purpose

@@ -35,11 +35,10 @@ def launch_document(effect: Spawn, state: State, around: Surroundings) -> bytes:
     """Write one worker's launch document.
 
     Args:
-        effect: the decision to start it; its version is loaded.
+        effect: the decision to start it; by now its version may be forgotten and it be ended.
         state: the core's memory.
         around: `now_us` is wall time, in us since 1970.
     """
-    manifest = state.plugins[effect.plugin, effect.version].manifest
     return msgspec.json.encode(LaunchDocument(
         format="omega-launch/1",
         incarnation=effect.incarnation,
@@ -54,7 +53,7 @@ def launch_document(effect: Spawn, state: State, around: Surroundings) -> bytes:
         grants=effect.grants,
         grant_values=grant_values(effect.grants, state.policy, around.artifacts),
         artifact_bytes_max=state.policy.limits.artifact_bytes_max,
-        modules=approved_modules(effect.plugin, manifest.modules, state.policy),
+        modules=approved_modules(effect.plugin, effect.modules, state.policy),
         packages=package_folder(effect.plugin, state.policy),
         expires_at_us=around.now_us + LAUNCH_VALID_US,
         calls_max=state.config.workers.calls_max,

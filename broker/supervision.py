@@ -175,6 +175,7 @@ class Supervision:
                 bundle_sha256=loaded.bundle_sha256,
                 limits=manifest.limits,
                 grants=worker.grants,
+                modules=manifest.modules,
                 launcher=launcher,
                 pool_size=worker.pool_size,
                 role=pool.role,

@@ -188,3 +188,22 @@ def test_a_grant_is_taken_back_without_a_look_at_versions_that_do_not_serve(
     monkeypatch.setattr(many.gateway._bundles, "read", lambda sha256, **_: read.append(sha256))
     assert any("revoked" in line for line in many.play("take-back alpha clock.read"))
     assert read == []
+
+
+def test_a_worker_that_is_revoked_in_the_turn_of_its_start_needs_nothing_that_went(
+    many: Many,
+) -> None:
+    """Started, revoked and forgotten by three requests of one turn: the process is begun after the
+    turn's commit, and ended at once."""
+    many.serve(0)
+    many.turn([many.from_operator(RegisterPlugin(
+        request_id=many.uuid(), bundle=signed_bundle("alpha", "1.0.1")))])
+    told = many.play("together enable alpha 1.0.1 then revoke alpha@1.0.1 "
+                     "then grant alpha clock.read")
+    assert [line for line in told if line.startswith("worker.")] == [
+        "worker.start incarnation=w2 plugin=alpha version=1.0.1",
+        "worker.exit incarnation=w2 reason=revoked",
+    ]
+    assert ("alpha", "1.0.1") not in set(many.library)
+    many.play("invoke still alpha")
+    assert any("result still" in line for line in many.play("answer w1 still"))
