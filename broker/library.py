@@ -137,10 +137,22 @@ class Library(dict[Key, LoadedPlugin]):
         data = self._bundles.read(entry.bundle_sha256, bytes_max=BUNDLE_BYTES_MAX)
         return data is not None and hashlib.sha256(data).hexdigest() == entry.bundle_sha256
 
+    def manifest_bytes(self, key: Key) -> bytes | None:
+        """Give a version's manifest, also of one that may never serve again; None when its bundle
+        is damaged."""
+        found = super().get(key)
+        entry = self._inventory().record(*key)
+        if found is None and entry is not None:
+            found = self._load(entry)
+        return found.manifest_bytes if found is not None else None
+
     def _read(self, key: Key) -> LoadedPlugin | None:
         entry = self._inventory().record(*key)
         if entry is None or entry.state in ("revoked", "quarantined"):
             return None
+        return self._load(entry)
+
+    def _load(self, entry: VersionRecord) -> LoadedPlugin | None:
         data = self._bundles.read(entry.bundle_sha256, bytes_max=BUNDLE_BYTES_MAX)
         try:
             registered = load_registered(

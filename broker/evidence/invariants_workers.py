@@ -282,8 +282,8 @@ def _revoked(history: History, event: Event) -> Finding | None:
 
 @invariant(
     "AUD-18", "INV-PNP-06",
-    "A version that may more than the one enabled before it, or comes after one that was revoked "
-    "or quarantined, is enabled only after exactly that difference was approved",
+    "A version that may more than the one enabled before it is enabled only after exactly that "
+    "difference was approved",
     PluginEnable, PluginApprove,
 )
 def _approved(history: History, event: Event) -> Finding | None:
@@ -298,11 +298,8 @@ def _approved(history: History, event: Event) -> Finding | None:
         if any(history.holds_role(key, "operator") for key in keys):
             return None
         return f"plugin.approve of {fields.diff_sha256} before, by a key that holds", "none"
-    last = history.last_enabled.get(plugin, "")
-    if last != version and (plugin, last) in history.dead:
-        return f"an approval, since {last} {history.dead[plugin, last]}", "none"
     # Limits and schemas are in the manifest; what a ledger shows of it are the capabilities.
-    before = history.versions.get((plugin, last))
+    before = history.versions.get((plugin, history.last_enabled.get(plugin, "")))
     if register is None or before is None:
         return None
     more = sorted(set(register.capabilities) - set(before.capabilities))

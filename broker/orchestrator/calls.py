@@ -58,10 +58,14 @@ class LoadedPlugin:
 
 @runtime_checkable
 class Shelf(Protocol):
-    """Versions at hand that can describe one without holding it, and let one go."""
+    """Versions at hand that can tell of one without holding it, and let one go."""
 
     def description(self, key: tuple[str, str]) -> str:
         """Give a version's description, or nothing."""
+        ...
+
+    def manifest_bytes(self, key: tuple[str, str]) -> bytes | None:
+        """Give a version's manifest, also of one that may never serve again, or nothing."""
         ...
 
     def release(self, key: tuple[str, str]) -> None:

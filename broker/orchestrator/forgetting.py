@@ -8,7 +8,7 @@ Rules this file keeps:
   has to wait needs them, and its loaded bundle, which is read again should it serve again. A pool's
   failures and back-off are forgiven by enabling anyway; its estimate of an answer's time is made
   anew by the next answers.
-- The version that a plugin had enabled last stays loaded while the next one is compared with it.
+- The next version is held against the one enabled last, whose manifest is read again for that.
 
 It leaves what is at hand to the library and when to ask to `broker.administration`: before a
 request that adds something, since nothing else brings versions. Source: docs/ARCHITECTURE.md,
@@ -20,7 +20,6 @@ from __future__ import annotations
 from typing import Final
 
 from broker.orchestrator.calls import Shelf
-from broker.orchestrator.upgrades import measure
 from broker.state import State
 from schemas.names import Purpose
 
@@ -39,6 +38,6 @@ def forget_unserved(state: State) -> None:
                 continue
             for pool in pools:
                 state.fleet.forget(pool)
-            if version != measure(record) and isinstance(state.plugins, Shelf):
+            if isinstance(state.plugins, Shelf):
                 state.plugins.release((plugin, version))
         state.unserved.discard((plugin, version))

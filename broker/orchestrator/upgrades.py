@@ -2,8 +2,8 @@
 
 Rules this file keeps:
 - A version that was revoked, quarantined, damaged or whose publisher lost trust is never enabled;
-  one that widens what its plugin may, against its `measure`, only after exactly that difference
-  was approved, by as many operators as policy asks for. It is asked anew at the switch.
+  one that widens what its plugin may, against the version enabled last, only after exactly that
+  difference was approved, by as many operators as policy asks for. It is asked anew at the switch.
 - Where a version serves, the next one takes over when a worker of its own was witnessed, in one
   event; until then and after every failure the one before serves on. What may happen meanwhile is
   `broker.lifecycle.UPGRADE`. A crash forgets an upgrade: nothing was switched.
@@ -21,7 +21,7 @@ from typing import Final, Literal, NamedTuple
 from broker.effects import Origin
 from broker.inventory import PluginRecord, VersionRecord
 from broker.lifecycle import UPGRADE, UpgradeEvent, UpgradeState
-from broker.orchestrator.calls import Misfit
+from broker.orchestrator.calls import Misfit, Shelf
 from broker.orchestrator.fleet import Pool, Worker
 from broker.state import State
 from broker.supervision import NEVER_BEGAN, Supervision
@@ -335,29 +335,20 @@ def registered_version(
     return entry
 
 
-def measure(record: PluginRecord) -> str | None:
-    """Name the version that the next one is held against: the one enabled last.
-
-    One that was revoked or quarantined since is none, whether this process has it at hand or a
-    restart let it go: nobody vouches for what it was allowed.
-    """
-    last = record.last_enabled
-    if last is None or record.versions[last].state in ("revoked", "quarantined"):
-        return None
-    return last
-
-
 def present_difference(state: State, record: PluginRecord, version: str) -> Difference | None:
     """Give the difference of a version to the one enabled last; None when there is none.
 
-    The first version that a plugin ever has enabled differs from nothing. Where the version
-    enabled last was revoked or quarantined, or cannot be read any more, everything is new.
+    The first version that a plugin ever has enabled differs from nothing. The version enabled last
+    is the measure also when it was revoked since; where its bundle is damaged, everything is new.
     """
-    loaded = state.plugins.get((record.plugin, version))
+    plugins = state.plugins
+    loaded = plugins.get((record.plugin, version))
     if record.last_enabled in (None, version) or loaded is None:
         return None
-    last = measure(record)
-    before = state.plugins.get((record.plugin, last)) if last is not None else None
+    key = record.plugin, record.last_enabled or ""
+    if isinstance(plugins, Shelf):
+        return difference(plugins.manifest_bytes(key), loaded.manifest_bytes)
+    before = plugins.get(key)
     return difference(before.manifest_bytes if before else None, loaded.manifest_bytes)
 
 
@@ -412,12 +403,9 @@ def _unapproved(
     places = [one.where for one in widening.changes if one.change in ("wider", "changed")]
     more = len(places) - _SHOWN_MAX
     name = f"{record.plugin}@{widening.after.version}"
-    against = f"against {record.last_enabled}"
-    if widening.before is None:
-        against = f"with {record.last_enabled} gone"
     return Misfit(
         RefusalCode.APPROVAL_REQUIRED,
-        f"{against} it widens {', '.join(places[:_SHOWN_MAX])}"
+        f"against {record.last_enabled} it widens {', '.join(places[:_SHOWN_MAX])}"
         + (f" and {more} more" if more > 0 else "")
         + f"; the difference has the digest {widening.digest()}"
         + (f", approved by {count} of {required} operators" if required > 1 else ""),

@@ -147,22 +147,32 @@ def test_a_version_with_a_call_keeps_what_it_serves_with(many: Many) -> None:
     assert ("alpha", "1.0.0", "primary") not in many.core.state.fleet.pools
 
 
-def test_a_revoked_version_is_gone_and_is_no_measure(many: Many) -> None:
-    """The next one is held against nothing and waits for approval, as it does after a restart,
-    when a revoked bundle is not read."""
+def test_a_revoked_version_is_gone_once_another_was_enabled(many: Many) -> None:
+    """The version enabled last stays to compare the next one with, also revoked; then it goes."""
     many.serve(0)
     many.play("revoke alpha@1.0.0")
     many.turn([many.from_operator(RegisterPlugin(
         request_id=many.uuid(), bundle=signed_bundle("alpha", "1.0.1")))])
-    first = many.play("enable alpha 1.0.1")
     assert not many.core.state.fleet.pools
     assert ("alpha", "1.0.0") not in set(many.library)
+    assert any("enabled" in line for line in many.play("enable alpha 1.0.1"))
 
-    again = Library(lambda: many.core.state.inventory, many.gateway._bundles, "development")
-    many.core.state.plugins = again
-    assert ("alpha", "1.0.0") not in again
-    for told in (first, many.play("enable alpha 1.0.1")):
-        assert any("code=approval_required" in line for line in told), told
+
+@pytest.mark.parametrize(("wider", "word"), [(False, "enabled"), (True, "approval_required")])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_revoked_version_is_the_measure_still(
+    many: Many, *, restarted: bool, wider: bool, word: str
+) -> None:
+    """What follows is held against its manifest, which serves nothing, by every process alike."""
+    many.serve(0)
+    many.play("revoke alpha@1.0.0")
+    many.turn([many.from_operator(RegisterPlugin(request_id=many.uuid(), bundle=signed_bundle(
+        "alpha", "1.0.1", concurrency=5 if wider else 4)))])
+    if restarted:
+        state = many.core.state
+        state.plugins = Library(lambda: state.inventory, many.gateway._bundles, "development")
+    assert ("alpha", "1.0.0") not in many.core.state.plugins
+    assert any(word in line for line in many.play("enable alpha 1.0.1"))
 
 
 @pytest.mark.parametrize(("wider", "word"), [(False, "enabled"), (True, "approval_required")])

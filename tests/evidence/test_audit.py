@@ -153,19 +153,6 @@ def upgraded(
     }
 
 
-def followed() -> dict[str, object]:
-    """A higher version that may no more is enabled as the first of its plugin would be."""
-    version = "1.3.0"
-    return {
-        "asks_register_2": heard(OPERATOR, "register_plugin", 106),
-        "register_2": registered(version, capabilities=()),
-        "registered_2": told(OPERATOR, "registered", 106),
-        "asks_enable_2": heard(OPERATOR, "enable_plugin", 108),
-        "enable_2": PluginEnable(plugin=PLUGIN, version=version, actor=OPERATOR),
-        "enabled_2": told(OPERATOR, "enabled", 108),
-    }
-
-
 UPGRADED = put(RIGHT, "enabled", **upgraded(("clock.read",)))
 
 
@@ -268,8 +255,6 @@ BROKEN = [
     Broken("AUD-18", "enable 2", put(RIGHT, "enabled", **upgraded(("clock.read",), OTHER))),
     Broken("AUD-18", "enable 2", put(RIGHT, "enabled", **upgraded(
         ("clock.read", "random.read"), OTHER, approve=DIGEST))),
-    Broken("AUD-18", "enable 2", put(RIGHT, "exit", **revoked(
-        "plugin_version", f"{PLUGIN}@{VERSION}", 0), **followed())),
     Broken("AUD-11", "end 2", changed(COMPARED, "end 2", replica=None)),
     Broken("AUD-11", "end 2", changed(COMPARED, "end 2", replica="unverified")),
     Broken("AUD-11", "end 2", changed(COMPARED, "answer b", type="call_failure")),

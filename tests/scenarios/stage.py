@@ -299,12 +299,10 @@ class Stage(Registering, Keyring):
     def approve(
         self, plugin: str, version: str, against: str, who: str = "operator"
     ) -> Arrival:
-        """An operator, or the `second`, approves the difference of a version to another one, or
-        to `nothing`."""
+        """An operator, or the `second`, approves the difference of a version to another one."""
         return self.from_operator(key=self.id_of(who), message=Approve(
             request_id=self.uuid(), plugin=plugin, version=version,
-            diff_digest=difference_digest(
-                plugin, None if against == "nothing" else against, version)))
+            diff_digest=difference_digest(plugin, against, version)))
 
     def revoke(self, subject: str) -> Arrival:
         """An operator revokes a version."""

@@ -206,12 +206,9 @@ class Checks:
 
     def _widening(self, fields: PluginEnable | PluginApprove) -> None:
         """Only the present difference is approved, and what widens was approved before."""
-        before = self.last_enabled.get(fields.plugin, fields.version)
-        gone = (fields.plugin, before) in self.dead
-        widens = before != fields.version and (gone or fields.version == WIDER)
-        present = None
-        if widens:
-            present = difference_digest(fields.plugin, None if gone else before, fields.version)
+        before = self.last_enabled.get(fields.plugin, WIDER)
+        widens = fields.version == WIDER != before
+        present = difference_digest(fields.plugin, before, WIDER) if widens else None
         if isinstance(fields, PluginApprove):
             require(fields.diff_sha256 == present,
                     "another difference was approved than the present one")
