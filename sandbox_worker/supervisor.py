@@ -389,7 +389,6 @@ class Supervisor:
 
     def _settle(self, slot: Slot, now: float) -> None:
         """End a call that has replied, and its process; if it is gone, its exit report does."""
-        # With more calls under way there is no better time to end a process than now.
         if len(self._by_call) > CROWD and isinstance(slot.reply, Answered) and not slot.killed:
             slot.used_us = vitals.end(slot.writer)
             if slot.used_us:
@@ -397,6 +396,7 @@ class Supervisor:
                 slot.killed, slot.replied = True, now
                 self._close(slot)
             return
+        # With more calls under way there is no better time to end a process than now.
         alone = len(self._by_call) == 1
         used = vitals.take(slot.writer, signal.SIGSTOP if alone else signal.SIGKILL)
         if used is None or slot.killed:

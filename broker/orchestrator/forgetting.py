@@ -17,13 +17,8 @@ section "Workers".
 
 from __future__ import annotations
 
-from typing import Final
-
 from broker.orchestrator.calls import Shelf
 from broker.state import State
-from schemas.names import Purpose
-
-ROLES: Final[tuple[Purpose, ...]] = ("primary", "replica")
 
 
 def forget_unserved(state: State) -> None:
@@ -31,8 +26,7 @@ def forget_unserved(state: State) -> None:
     for plugin, version in list(state.unserved):
         record = state.inventory.plugins[plugin]
         if record.enabled != version:
-            pools = [pool for role in ROLES if (
-                pool := state.fleet.pools.get((plugin, version, role))) is not None]
+            pools = list(state.fleet.pools_of(plugin, version))
             if any(pool.workers or pool.queue or pool.calm_us > state.now for pool in pools):
                 # Every call of a version waits in one of its queues or is one of its workers'.
                 continue

@@ -194,19 +194,26 @@ def setup(endpoint: str) -> FrontSetup:
     return FrontSetup(endpoint, new_curve_pair().secret, {}, 4096, 10, 10, 100, 100)
 
 
-def test_a_tcp_port_in_use_is_refused():
-    """The same holds for a port."""
-    with run_directory() as directory, socket.create_server(("127.0.0.1", 0)) as taken:
-        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+def refused_to_listen(endpoint: str, match: str) -> RefusalCode:
+    """Try to serve OMEGA at an endpoint, which must be refused in these words; gives the code."""
+    with run_directory() as directory:
         transport = Transport.open(
             omega=setup(endpoint), admin=setup(f"ipc://{directory}/admin"), run_directory=directory
         )
         try:
-            with pytest.raises(TransportRefused, match="another process serves") as refused:
+            with pytest.raises(TransportRefused, match=match) as refused:
                 transport.listen()
         finally:
             transport.close(linger_ms=0)
-        assert refused.value.code is RefusalCode.SOCKET_IN_USE
+        return refused.value.code
+
+
+def test_a_tcp_port_in_use_is_refused():
+    """The same holds for a port."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        code = refused_to_listen(endpoint, "another process serves")
+    assert code is RefusalCode.SOCKET_IN_USE
 
 
 @pytest.mark.parametrize(
@@ -215,17 +222,8 @@ def test_a_tcp_port_in_use_is_refused():
 def test_a_kernel_that_cannot_steer_newcomers_is_refused(monkeypatch, name, number):
     """One without the option, or that would not take the largest program, serves no TCP port."""
     monkeypatch.setattr(gate, name, number)
-    with run_directory() as directory:
-        transport = Transport.open(
-            omega=setup("tcp://127.0.0.1:*"), admin=setup(f"ipc://{directory}/admin"),
-            run_directory=directory,
-        )
-        try:
-            with pytest.raises(TransportRefused, match="no gate can be put") as refused:
-                transport.listen()
-        finally:
-            transport.close(linger_ms=0)
-        assert refused.value.code is RefusalCode.MACHINE_UNSUPPORTED
+    code = refused_to_listen("tcp://127.0.0.1:*", "no gate can be put")
+    assert code is RefusalCode.MACHINE_UNSUPPORTED
 
 
 def test_nobody_can_connect_before_the_gateway_listens():

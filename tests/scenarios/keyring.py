@@ -14,28 +14,17 @@ from broker.state import KnownKey
 from schemas.messages import Revoke
 from schemas.names import Role
 from schemas.policy import GrantRule, ModuleRules, Policy
+from tests.scenarios.asking import Asking
 from tests.simulation.fakes import SIGNALS_FD, FakeSignals
 from tests.simulation.settings import APPROVED
 
 
-class Keyring:
+class Keyring(Asking):
     """What becomes of clients' keys. The stage gives ids, names, a front and a core."""
 
     core: Core
     signals: FakeSignals
     names: dict[str, str]
-
-    def uuid(self, name: str | None = None) -> str:
-        """Make a request id."""
-        raise NotImplementedError
-
-    def id_of(self, name: str) -> str:
-        """Give the id that a name stands for."""
-        raise NotImplementedError
-
-    def from_operator(self, message: msgspec.Struct, key: str) -> Arrival:
-        """Put a message on front.admin."""
-        raise NotImplementedError
 
     def keyring(self) -> dict[str, Callable[..., Arrival | None]]:
         """Give these commands by name."""

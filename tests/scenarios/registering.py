@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from broker.arrivals import Arrival, Readable
 from schemas.messages import RegisterPlugin, ValidateBundle
+from tests.scenarios.asking import Asking
 from tests.simulation.clients import bundle
 from tests.simulation.fakes import LAUNCHER_FD, FakeLauncher
 
 
-class Registering:
+class Registering(Asking):
     """What an operator does with bundles. The stage gives ids, a front and a launcher."""
 
     launcher: FakeLauncher
     probers = "quick"
-
-    def uuid(self, name: str | None = None) -> str:
-        """Make a request id."""
-        raise NotImplementedError
-
-    def id_of(self, name: str) -> str:
-        """Give the id that a name stands for."""
-        raise NotImplementedError
-
-    def from_operator(self, message: msgspec.Struct, key: str) -> Arrival:
-        """Put a message on front.admin."""
-        raise NotImplementedError
 
     def register(self, plugin: str, version: str, who: str = "operator") -> Arrival:
         """An operator, or the `second`, registers a version."""
