@@ -328,7 +328,11 @@ def in_progress(event: Event) -> bool:
 
 
 def exits(gateway: RunningGateway) -> list[tuple[int | None, int | None]]:
-    """Status and signal of every worker that ended."""
+    """Status and signal of every worker that ended, of which there will be at least one.
+
+    An answer may be there before the exit's report, which comes another way.
+    """
+    gateway.wait_for_event("a worker's exit", lambda event: isinstance(event.fields, WorkerExit))
     fields = [event.fields for event in gateway.events()]
     return [(one.status, one.signal) for one in fields if isinstance(one, WorkerExit)]
 
