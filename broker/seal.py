@@ -61,14 +61,16 @@ REFUSED: Final = """
     name_to_handle_at:303 open_by_handle_at:304 memfd_secret:447 fanotify_init:300 shmget:29
     shmat:30 shmctl:31 msgget:68 msgsnd:69 msgrcv:70 msgctl:71 semget:64 semop:65 semtimedop:220
     semctl:66 mq_open:240 mq_unlink:241 setpriority:141 ioprio_set:251 sched_setattr:314
-    migrate_pages:256 move_pages:279 init_module:175 finit_module:313 delete_module:176
-    kexec_load:246 kexec_file_load:320 reboot:169 swapon:167 swapoff:168 settimeofday:164
-    clock_settime:227 adjtimex:159 clock_adjtime:305 sethostname:170 setdomainname:171 acct:163
-    quotactl:179 quotactl_fd:443 syslog:103 personality:135 iopl:172 ioperm:173 modify_ldt:154
-    vhangup:153"""
+    sched_setaffinity:203 sched_setparam:142 migrate_pages:256 move_pages:279 init_module:175
+    finit_module:313 delete_module:176 kexec_load:246 kexec_file_load:320 reboot:169 swapon:167
+    swapoff:168 settimeofday:164 clock_settime:227 adjtimex:159 clock_adjtime:305 sethostname:170
+    setdomainname:171 acct:163 quotactl:179 quotactl_fd:443 syslog:103 personality:135 iopl:172
+    ioperm:173 modify_ldt:154 vhangup:153 socketpair:53"""
 """System calls that a sealed broker may not make at all, as name:number of x86_64."""
 
 _SOCKET, _IOCTL, _CONNECT, _CLONE, _PRLIMIT64, _CLONE3 = 41, 16, 42, 56, 302, 435
+_SCHED_SETSCHEDULER, _SENDTO, _SENDMSG, _SENDMMSG = 144, 44, 46, 307
+_MSG_FASTOPEN = 0x20000000
 _CAPSET, _PRCTL, _SECCOMP, _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 126, 157, 317, 444, 445, 446
 _CAPBSET_DROP, _SET_NO_NEW_PRIVS, _CAP_AMBIENT, _AMBIENT_CLEAR, _CAP_SETPCAP = 24, 38, 47, 4, 8
 _TRIED = (59, 90, 92, 188)
@@ -158,8 +160,25 @@ def refuse_connections() -> None:
     _expect_refused("seccomp (connect)", _SECCOMP_HINT, lambda: call(_CONNECT, -1, 0, 0))
 
 
+def refuse_networks() -> None:
+    """Let this process make no further network socket, once every endpoint listens.
+
+    A TCP socket that was never bound may still listen, at a port that the kernel chooses: Landlock
+    asks at bind(2), not at listen(2).
+
+    Raises:
+        SealUnavailable: as `seal_broker`.
+    """
+    unix_only = _only(_SOCKET, errno.EPERM, (0, 0xFFFFFFFF, (socket.AF_UNIX,)))
+    _install_filter(_assemble(unix_only))
+    _expect_refused("seccomp (socket)", _SECCOMP_HINT, lambda: call(_SOCKET, socket.AF_INET, 1, 0))
+
+
 def seal_launcher() -> None:
     """Seal this process as the launcher: no TCP, no signal and no abstract socket outside.
+
+    Without a filter, which its workers would pay for in every call, Landlock holds this alone: not
+    datagrams, not multipath TCP, not a first packet that carries data (MSG_FASTOPEN).
 
     The layer handles no file right, because one that does would forbid every mount to all
     descendants, and their jails are made of mounts.
@@ -289,7 +308,15 @@ def _broker_filter(*, tcp: bool) -> bytes:
         *_only(_CLONE, errno.EPERM, (0, _CLONE_THREAD, (_CLONE_THREAD,))),
         *_only(_IOCTL, errno.ENOTTY, (1, whole, _IOCTLS)),
         # EOPNOTSUPP: libzmq aborts on another errno when it lists the machine's interfaces.
-        *_only(_SOCKET, errno.EOPNOTSUPP, (0, whole, families), (1, 0xF, (socket.SOCK_STREAM,))),
+        # By its number: Landlock knows TCP, but not multipath TCP, which connects as well.
+        *_only(_SOCKET, errno.EOPNOTSUPP, (0, whole, families), (1, 0xF, (socket.SOCK_STREAM,)),
+               (2, whole, (0, socket.IPPROTO_TCP))),
+        # A first packet with data connects without connect(2), and Landlock is not asked.
+        *_only(_SENDTO, errno.EPERM, (3, _MSG_FASTOPEN, (0,))),
+        *_only(_SENDMSG, errno.EPERM, (2, _MSG_FASTOPEN, (0,))),
+        *_only(_SENDMMSG, errno.EPERM, (3, _MSG_FASTOPEN, (0,))),
+        # A thread of libzmq sets the policy it already has (normal or batch).
+        *_only(_SCHED_SETSCHEDULER, errno.EPERM, (1, whole, (0, 3))),
         *_only(_PRLIMIT64, errno.EPERM, (0, whole, (0,))),
     ]
     for entry in REFUSED.split():

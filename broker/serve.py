@@ -47,7 +47,7 @@ from broker.library import Library
 from broker.log import Log, open_log
 from broker.policy import policy_digest
 from broker.reload import Settings, fixed_difference
-from broker.seal import refuse_connections, seal_broker
+from broker.seal import refuse_connections, refuse_networks, seal_broker
 from broker.shell import Signalled
 from broker.state import Edge, KnownKey, State
 from broker.transport import (
@@ -218,6 +218,7 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         except TransportRefused:
             gateway.append(LedgerClose(reason="failed"))
             raise
+        refuse_networks()
         external.clear()
         _announce(home, log, ledger)
         # What is here now stays: the collector need not walk it again in the middle of a load.

@@ -195,7 +195,8 @@ def supervisor_rules() -> dict[str, Rule]:
     # Its own limits only, and unix streams only: Landlock governs no datagrams.
     rules["prlimit64"] = Rule(ALLOW, (Check(0, 32, one_of=(0,)),), _EPERM)
     unix_stream = Check(0, 32, one_of=(1,)), Check(1, 32, subset=0x80801, contains=1)
-    rules["socket"] = Rule(ALLOW, unix_stream, _EPERM)
+    # One end of a pair of datagram sockets may send to any path.
+    rules["socket"] = rules["socketpair"] = Rule(ALLOW, unix_stream, _EPERM)
     return rules
 
 

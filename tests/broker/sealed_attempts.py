@@ -34,6 +34,7 @@ PORT = int(SPECIFICATION.get("port", 0))
 LISTENER = int(SPECIFICATION.get("listener", 0))
 
 
+IPPROTO_MPTCP = 262
 STARTED: list[subprocess.Popen[bytes]] = []
 KEPT: list[ctypes.Array[ctypes.c_char]] = []
 VECTORS: list[int] = []
@@ -89,6 +90,31 @@ def set_flags() -> None:
 def send_datagram() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"", ("127.0.0.1", LISTENER))
+
+
+def send_datagram_out_of_a_pair() -> None:
+    """One end of a pair of datagram sockets may send to any address too."""
+    for one in socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[:1]:
+        one.sendto(b"x", SPECIFICATION["datagrams"])
+
+
+def connect_by_first_packet() -> None:
+    with socket.socket() as client:
+        client.sendto(b"x", socket.MSG_FASTOPEN, ("127.0.0.1", LISTENER))
+
+
+def multipath(*, connect: bool) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP) as one:
+        if connect:
+            one.connect(("127.0.0.1", LISTENER))
+        else:
+            one.bind(("127.0.0.1", 0))
+            one.listen()
+
+
+def listen_unbound() -> None:
+    with socket.socket() as server:
+        server.listen()
 
 
 def talk_over(address: str) -> None:
@@ -216,6 +242,13 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "connect to an abstract socket": lambda: connect_unix(SPECIFICATION["abstract"]),
     "connect to a unix socket": lambda: connect_unix(SPECIFICATION["unix"]),
     "open a unix datagram socket": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close(),
+    "send a datagram out of a pair": send_datagram_out_of_a_pair,
+    "connect over tcp by a first packet": connect_by_first_packet,
+    "connect over multipath tcp": lambda: multipath(connect=True),
+    "listen over multipath tcp": lambda: multipath(connect=False),
+    "listen on any port": listen_unbound,
+    "listen on any port again": listen_unbound,
+    "pin a process to a processor": lambda: os.sched_setaffinity(victim(), {0}),
     "trace a process": lambda: raw(101, 0x4206, victim(), 0, 0),
     "read a process's memory": lambda: raw(310, victim(), *VECTORS, 0),
     "take a process's descriptor": lambda: raw(438, os.pidfd_open(victim()), 0, 0),
@@ -242,6 +275,7 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "talk over ipc": lambda: talk_over(f"ipc://{INSIDE}/socket"),
     "talk over tcp": lambda: talk_over(f"tcp://127.0.0.1:{PORT}"),
     "refuse connections": seal.refuse_connections,
+    "refuse networks": seal.refuse_networks,
     "every refused call": try_refused,
 }
 

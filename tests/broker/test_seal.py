@@ -49,6 +49,7 @@ REFUSED_PROCESSES = {
     "queue a signal": "EPERM",
     "signal a process's thread": "EPERM",
     "renice a process": "EPERM",
+    "pin a process to a processor": "EPERM",
 }
 REFUSED_READING = {
     "read a key": "EACCES",
@@ -66,6 +67,10 @@ REFUSED_NETWORK = {
     "send a datagram": "ENOTSUP",
     "connect to an abstract socket": "EPERM",
     "open a unix datagram socket": "ENOTSUP",
+    "send a datagram out of a pair": "EPERM",
+    "connect over tcp by a first packet": "EPERM",
+    "connect over multipath tcp": "ENOTSUP",
+    "listen over multipath tcp": "ENOTSUP",
 }
 
 
@@ -88,13 +93,15 @@ class Place:
         self.unix = socket.socket(socket.AF_UNIX)
         self.unix.bind(str(folder / "unix"))
         self.unix.listen()
+        self.datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.datagrams.bind(str(folder / "datagrams"))
         if uid != os.getuid():
             for path in [folder, *folder.rglob("*")]:
                 os.chown(path, uid, uid)
 
     def close(self) -> None:
         """Close the listeners."""
-        for listener in (self.tcp, self.abstract, self.unix):
+        for listener in (self.tcp, self.abstract, self.unix, self.datagrams):
             listener.close()
 
     def ask(
@@ -106,7 +113,7 @@ class Place:
             "inside": str(self.inside), "outside": str(self.outside),
             "listener": self.tcp.getsockname()[1],
             "abstract": f"\0omega-test-{os.getpid()}",
-            "unix": self.unix.getsockname(),
+            "unix": self.unix.getsockname(), "datagrams": self.datagrams.getsockname(),
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "tests.broker.sealed_attempts", json.dumps(specification)],
@@ -163,10 +170,24 @@ def test_sealed_broker_connects_nowhere(place: Place) -> None:
     assert unused == {"connect over tcp": "ENOTSUP", "listen on another port": "ENOTSUP"}
 
 
+def test_serving_broker_makes_no_network_socket(place: Place) -> None:
+    """Once its endpoints listen it cannot even listen where the kernel chooses the port."""
+    asked = ["listen on any port", "refuse networks", "listen on any port again"]
+    assert place.ask(asked, port=place.free_port) == {
+        "listen on any port": "done", "refuse networks": "done",
+        "listen on any port again": "EPERM",
+    }  # fmt: skip
+
+
 def test_attempts_succeed_without_the_seal(place: Place) -> None:
     """The control: each refusal above is the seal's, not the machine's or the attempt's."""
     wanted = [*REFUSED_READING, *REFUSED_OUTSIDE, *REFUSED_PROCESSES, *REFUSED_NETWORK,
               "connect to a unix socket"]  # fmt: skip
+    optional = {"multipath tcp": "mptcp/enabled", "first packet": "ipv4/tcp_fastopen"}
+    for words, setting in optional.items():
+        path = Path("/proc/sys/net", setting)
+        if not path.exists() or path.read_text("ascii").strip() == "0":
+            wanted = [name for name in wanted if words not in name]
     # A new user namespace last: it changes who the process is.
     wanted.sort(key=lambda name: name == "new user namespace")
     open_outcomes = place.ask(wanted, how=None)
