@@ -13,17 +13,15 @@ import select
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from broker.authoring.conform_cases import MARK, Case
+from broker.authoring.conform_suite import Seen, Suite, seen_of
 from broker.authoring.local import PATIENCE_S
-from broker.client import Call, OmegaClient, Refused
+from broker.client import Call, OmegaClient, Refused, Result
 from broker.client_session import new_request_id
 from schemas.payloads import preimage
 from schemas.refusals import RefusalCode
-
-if TYPE_CHECKING:
-    from broker.authoring.conform import Seen, Suite
 
 _BESIDE: Final = 4
 """How many pairs run side by side."""
@@ -92,9 +90,6 @@ def _is_clean(suite: Suite, before: Seen, now: Seen) -> bool:
 
 def _seen(method: str, case: Case, outcome: object) -> Seen | None:
     """Make a record of one of many; None for what the gateway had no room for."""
-    from broker.authoring.conform import Seen, seen_of
-    from broker.client import Result
-
     if isinstance(outcome, Result):
         return Seen(method, case, outcome.request_id, None, outcome, outcome.usage)
     return seen_of(method, case, outcome, []) if isinstance(outcome, Refused) else None

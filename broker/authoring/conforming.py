@@ -79,8 +79,9 @@ def _run(
     plugin: str, root: bytes | None, policy: str | None, samples: str | None
 ) -> ConformanceReport:
     """Start a gateway, install the plugin and drive it."""
-    from broker.authoring.conform import CONFIG, Suite
+    from broker.authoring.conform import CONFIG, drive
     from broker.authoring.conform_cases import Inputs
+    from broker.authoring.conform_suite import Suite
     from broker.authoring.local import LocalGateway
     from broker.cli.progress import bar
 
@@ -90,7 +91,7 @@ def _run(
         manifest, bundle_sha256 = install(gateway, plugin, policy)
         inputs = Inputs(manifest, os.path.join(gateway.home, "artifacts"), samples)
         with bar(f"{manifest.id} {manifest.version}") as tell:
-            return Suite(gateway, manifest, inputs, tell).run(bundle_sha256)
+            return drive(Suite(gateway, manifest, inputs), bundle_sha256, tell)
 
 
 def install(

@@ -214,7 +214,7 @@ def folder_state(directory: str) -> FolderState:
 
 def _payload(gateway: LocalGateway, given: Mapping[str, str | None]) -> PayloadLike:
     """Make the input of exactly one of its forms; a file becomes an artifact of the gateway's."""
-    from broker.cli.invocations import given_payload
+    from broker.cli.inputs import given_payload
     from broker.store import artifact_reference
 
     path = given["artifact"]

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from broker.cli.connect import omega_client
 from broker.cli.ends import FAILURE
-from broker.cli.invocations import json_payload, result_document
+from broker.cli.inputs import json_payload
 from broker.cli.options import session
 from broker.cli.output import json_bytes, printable
+from broker.cli.results import result_document
 
 if TYPE_CHECKING:
     from broker.client import Call, GatewayError, Result

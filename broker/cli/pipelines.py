@@ -3,7 +3,7 @@
 Rules this file keeps: the file is held against its form before anything is sent, and what is wrong
 is told with its place; stdout holds a table or one object; progress and evidence go to stderr.
 
-It leaves the input forms to `broker.cli.invocations` and the graph's judgement to the gateway.
+It leaves the input forms to `broker.cli.inputs` and the graph's judgement to the gateway.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import click
 
 from broker.cli.connect import omega_client
 from broker.cli.ends import INVALID, CommandError
-from broker.cli.invocations import file_payload, json_payload, payload_document
+from broker.cli.inputs import file_payload, json_payload
 from broker.cli.options import read_options, session
 from broker.cli.output import Table, json_bytes, printable, show_tables
+from broker.cli.results import payload_document
 
 if TYPE_CHECKING:
     from broker.cli.pipeline_file import PipelineFile, StepEntry

@@ -294,7 +294,7 @@ def open_(
     Needs the call's commitment key, which only OMEGA has, and the payload. Nothing is learned about
     any other event. Ends with 7 when the event does not commit to it.
     """
-    from broker.cli.invocations import whole_payload
+    from broker.cli.inputs import whole_payload
     from broker.evidence.opening import open_commitment
     from schemas.proof import ProofError
 

@@ -134,9 +134,9 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from broker.cli.main import PROGRAM, gateway
-
     kind = get_completion_class(shell)
     assert kind is not None
-    variable = f"_{PROGRAM.upper().replace('-', '_')}_COMPLETE"
-    click.echo(kind(gateway, {}, PROGRAM, variable).source())
+    root = click.get_current_context().find_root()
+    program = root.info_name or ""
+    variable = f"_{program.upper().replace('-', '_')}_COMPLETE"
+    click.echo(kind(root.command, {}, program, variable).source())

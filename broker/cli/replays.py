@@ -6,7 +6,7 @@ Rules this file keeps:
 - What the old call was is taken from events that are proven against the signed head.
 - Nothing of the old call is changed: the second one is an invocation of its own, by OMEGA.
 
-It leaves the forms of an input to `broker.cli.invocations` and proofs to `broker.cli.proofs`.
+It leaves the forms of an input to `broker.cli.inputs` and proofs to `broker.cli.proofs`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import click
 
 from broker.cli.connect import omega_client
 from broker.cli.ends import FAILURE, LEDGER, CommandError
-from broker.cli.invocations import input_options, usage_words, whole_payload
+from broker.cli.inputs import input_options, whole_payload
 from broker.cli.options import read_options, session
 from broker.cli.output import Table, show
+from broker.cli.results import usage_words
 
 if TYPE_CHECKING:
     from broker.client import Result
