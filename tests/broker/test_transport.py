@@ -175,7 +175,7 @@ def test_many_strangers_are_one_fact_with_a_count():
 
 def test_a_silent_connection_does_not_hide_or_end_an_honest_one():
     """A handshake that never ends is one refusal; the connection beside it is not counted lost."""
-    with house(limits=TransportLimits(handshake_ms=300)) as home:
+    with house(limits=TransportLimits(handshake_ms=1_500)) as home:
         half_peer(home)
         honest = home.dealer()
         honest.send(b"one")

@@ -145,10 +145,10 @@ def test_who_goes_on_after_the_reply_is_ended_and_charged(tmp_path: Path) -> Non
 def test_in_a_crowd_too_each_is_ended_and_charged(tmp_path: Path) -> None:
     """With many calls under way the size comes with the exit report, the time still before it."""
     crowd = 2 * CROWD
-    limits = msgspec.structs.replace(LIMITS, concurrency=crowd)
+    limits = msgspec.structs.replace(LIMITS, concurrency=crowd, wall_ms=60_000)
     with worker(tmp_path, GOES_ON, limits=limits) as one:
         for _ in range(crowd):
-            one.start("")
+            one.start("", timeout_ms=60_000)
         ends = [one.receive() for _ in range(crowd)]
         usages = [end.usage for end in ends if isinstance(end, CallResult)]
         used_ms = [usage.cpu_ms for usage in usages]
@@ -164,10 +164,14 @@ def test_in_a_crowd_too_each_is_ended_and_charged(tmp_path: Path) -> None:
 def test_an_answer_in_a_crowd_does_not_need_the_zygote(tmp_path: Path) -> None:
     """Where a zygote reaps nobody, answers leave with the limit as what a process may have held."""
     crowd = 2 * CROWD
-    limits = msgspec.structs.replace(LIMITS, concurrency=crowd)
-    with worker(tmp_path, GOES_ON, limits=limits, pool_size=0) as one:
+    limits = msgspec.structs.replace(LIMITS, concurrency=crowd, wall_ms=60_000)
+    # None answers before all have begun.
+    source = GOES_ON.replace("import os\n", "import os, time\n").replace(
+        "    for _", "    time.sleep(1)\n    for _")
+    with worker(tmp_path, source, limits=limits, pool_size=0, modules=("time",),
+                grants=("clock.read",)) as one:
         for _ in range(crowd):
-            one.start("")
+            one.start("", timeout_ms=60_000)
         children = Path(f"/proc/{one.zygote}/task/{one.zygote}/children")
         deadline = time.monotonic() + PATIENCE_S
         while len(children.read_text().split()) < crowd:
@@ -181,7 +185,7 @@ def test_an_answer_in_a_crowd_does_not_need_the_zygote(tmp_path: Path) -> None:
 
         assert len(sizes_kb) == crowd
         assert sizes_kb.count(limits.memory_mb << 10) > CROWD
-        assert isinstance(one.call(), CallResult)
+        assert isinstance(one.call(timeout_ms=60_000), CallResult)
 
 
 def _reaped_us(one: Worker, least_us: int = STARTED_US) -> float:

@@ -46,6 +46,16 @@ def wait_for(what: str, probe: Callable[[], ThingT | None]) -> ThingT:
     raise AssertionError(f"waited {PATIENCE_S} s for {what}")
 
 
+@contextlib.contextmanager
+def held(pid: int) -> Iterator[None]:
+    """Stop a process for as long as the block takes: what it does cannot end meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 class RunningGateway:
     """One home and the broker process that serves it now."""
 

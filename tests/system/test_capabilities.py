@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import threading
@@ -267,12 +268,14 @@ def test_a_plugin_never_reads_other_bytes_than_the_promised_ones(gateway: Runnin
     writing.start()
     outcomes = set()
     try:
-        for _ in range(12):
+        for tries in itertools.count(1):
             try:
                 outcomes.add(gateway.omega().invoke(
                     plugin_id("artifact.read"), "tell", reference(name="scan-3")).text)
             except Refused as refused:
                 outcomes.add(str(refused.code))
+            if tries >= 12 and ("artifact_mismatch" in outcomes or tries >= 100):
+                break
     finally:
         over.set()
         writing.join()

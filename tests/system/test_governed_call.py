@@ -85,7 +85,7 @@ def gateway() -> Iterator[RunningGateway]:
     with running_gateway() as running:
         running.install(running.write_plugin("echo-plugin", ECHO))
         running.install(running.write_plugin("attempts", ATTEMPTS, limits=(
-            "cpu_ms = 300\nwall_ms = 2000\nmemory_mb = 128\noutput_bytes = 4096\nconcurrency = 2\n"
+            "cpu_ms = 300\nwall_ms = 20000\nmemory_mb = 128\noutput_bytes = 4096\nconcurrency = 2\n"
         )))
         yield running
 

@@ -338,10 +338,20 @@ def exits(gateway: RunningGateway) -> list[tuple[int | None, int | None]]:
 
 
 def rested(pid: int) -> bool:
-    """Whether a worker has used no processor time for a third of a second."""
+    """Whether a worker has used no processor time for a third of a second and wants none: on a
+    crowded machine who works may have to wait for longer."""
     before = busy(pid)
     select.select([], [], [], 0.3)
-    return busy(pid) == before
+    return busy(pid) == before and not any(map(wants_processor, (pid, *descendants(pid))))
+
+
+def wants_processor(pid: int) -> bool:
+    """Whether a thread of a process runs or could."""
+    states = set()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            states.add((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return bool(states & {"R", "D"})
 
 
 def test_a_result_that_was_sent_counts_although_its_worker_is_killed() -> None:

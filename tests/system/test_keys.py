@@ -26,13 +26,14 @@ from schemas.names import Role
 from tests.broker.test_lifecycle import ALLOWED, REQUESTS
 from tests.schemas.samples import FROM_ADMIN, FROM_OMEGA, tag_of
 from tests.support import gateway as support
-from tests.support.gateway import RunningGateway, running_gateway, wait_for
+from tests.support.gateway import RunningGateway, held, running_gateway, wait_for
 from tests.support.raw import RawClient
 
 pytestmark = [pytest.mark.system, pytest.mark.once]
 
-PATIENT = "\n[limits]\nbad_frames_per_s_max = 1000\n"
-"""The walk below is many bad frames in a second; each is to be answered."""
+PATIENT = "\n[limits]\nbad_frames_per_s_max = 1000\n[times]\nabort_ms = 20000\n"
+"""The walk below is many bad frames in a second; each is to be answered. A worker that is held may
+be late to end a call."""
 FRONTS = {
     "front.omega": {tag_of(message): message for message in FROM_OMEGA},
     "front.admin": {tag_of(message): message for message in FROM_ADMIN},
@@ -40,15 +41,6 @@ FRONTS = {
 WRONG_CELL = (
     "import broker.core; broker.core.MAY_SEND |= {('auditor', 'enable_plugin')}; " + support.SERVE
 )
-SLOW = '''
-from sandbox_worker.sdk import Context, TextPayload, method
-
-
-@method()
-def count(context: Context, text: TextPayload) -> TextPayload:
-    """Take a while."""
-    return TextPayload(str(sum(number * number for number in range(12_000_000))))
-'''
 
 
 @pytest.fixture(scope="module")
@@ -188,13 +180,15 @@ def test_disconnect_ends_the_key_s_connections_and_nobody_else_notices(
 ) -> None:
     """The revoked peer is gone, with the call that ran for it; ten others see no error, half of
     whom had said nothing yet; a good client's call in flight is answered."""
-    gateway.install(gateway.write_plugin(
-        "slow-plugin", SLOW, limits=support.DEFAULT_LIMITS.replace("1000", "3000")))
+    gateway.install(gateway.write_plugin("echo-plugin", support.ECHO))
     directory, key_id = added(gateway, "omega", "taken")
     good = [OmegaClient.from_home(gateway.home) for _ in range(10)]
     caller, own, taken = gateway.omega(), str(uuid.uuid4()), str(uuid.uuid4())
-    slow = Call("slow-plugin", "count", "x", timeout=20)
-    with RawClient(directory) as raw:
+    call = Call("echo-plugin", "echo", "x", timeout=20)
+    assert isinstance(caller.invoke("echo-plugin", "echo", "x", timeout=20), Result)
+    worker = gateway.operator().status().workers[0].pid
+    assert worker is not None
+    with RawClient(directory) as raw, held(worker):
         seen = raw.socket.get_monitor_socket(
             zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         for number, client in enumerate(good):
@@ -202,9 +196,8 @@ def test_disconnect_ends_the_key_s_connections_and_nobody_else_notices(
                 client.__enter__()
             else:
                 assert client.status().state == "serving"
-        # The worker's start and the calls take longer than what follows.
-        caller._send(caller._session.invoke(slow, own, None))
-        raw.send(caller._session.invoke(slow, taken, None)[1])
+        caller._send(caller._session.invoke(call, own, None))
+        raw.send(caller._session.invoke(call, taken, None)[1])
         for request_id in (own, taken):
             gateway.wait_for_event("the call", lambda event, asked=request_id: isinstance(
                 event.fields, InvokeAccept) and event.fields.request_id == asked)
@@ -227,7 +220,7 @@ def test_disconnect_ends_the_key_s_connections_and_nobody_else_notices(
 def test_only_a_client_s_key_has_connections_to_end(gateway: RunningGateway) -> None:
     """Asking to disconnect a grant is refused, and says where."""
     with pytest.raises(Refused, match=r"\$.disconnect"):
-        gateway.operator().revoke("grant", "slow-plugin clock.read", "lost", disconnect=True)
+        gateway.operator().revoke("grant", "echo-plugin clock.read", "lost", disconnect=True)
 
 
 def rotate(

@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -17,14 +16,10 @@ from broker.evidence.verify import verify_directory
 from schemas.events import InvokeAccept, InvokeEnd
 from schemas.refusals import RefusalCode
 from tests.support.gateway import RunningGateway, running_gateway, wait_for
+from tests.support.timing import GONE_S, best_of
 from tests.system.test_life import LIMITS, LONG, SLOW, Asked, alive, descendants
 
 pytestmark = [pytest.mark.system, pytest.mark.jail]
-
-GONE_S = 0.5
-"""How long anything may live on."""
-ROUNDS = 3
-"""How often a kill is tried before its figure counts: a crowded machine may be late by itself."""
 
 
 def kill(pid: int, doomed: set[int]) -> float:
@@ -92,14 +87,6 @@ def in_the_middle(gateway: RunningGateway) -> Family:
         return None
 
     return wait_for("a call in the middle", found)
-
-
-def best_of(kill_once: Callable[[], float]) -> float:
-    """The shortest of a few times in s, or the first that is short enough."""
-    taken: list[float] = []
-    while len(taken) < ROUNDS and min(taken, default=GONE_S) >= GONE_S:
-        taken.append(kill_once())
-    return min(taken)
 
 
 def test_each_process_of_a_worker_can_be_killed_in_the_middle_of_a_call() -> None:

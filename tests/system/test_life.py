@@ -13,7 +13,7 @@ from broker.client import GatewayError, OmegaClient, Refused
 from broker.evidence.verify import verify_directory
 from schemas.events import InvokeAccept, InvokeEnd, LedgerClose, WorkerExit, WorkerStart
 from schemas.refusals import RefusalCode
-from tests.support.gateway import ECHO, RunningGateway, running_gateway, wait_for
+from tests.support.gateway import ECHO, RunningGateway, held, running_gateway, wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.jail]
 
@@ -136,18 +136,21 @@ def test_sigterm_lets_a_call_finish_and_refuses_new_ones() -> None:
     """The call in flight gets its answer, a new one is told that the gateway drains, status 0."""
     with running_gateway() as gateway:
         gateway.install(gateway.write_plugin("slow-plugin", SLOW, limits=LIMITS))
-        asked = Asked(gateway, "dawdle", "20000000")
         other = gateway.omega()
-        gateway.wait_for_event("the plugin's progress", lambda event: getattr(
-            event.fields, "type", "") == "call_progress")
+        other.invoke("slow-plugin", "echo", "warm")
+        worker = gateway.operator().status().workers[0].pid
+        assert worker is not None
+        with held(worker):
+            asked = Asked(gateway, "dawdle", "1000")
+            wait_for("the call", lambda: open_calls(gateway))
 
-        os.kill(gateway.pid, signal.SIGTERM)
-        wait_for("the gateway to drain", lambda: other.status().state == "draining")
-        with pytest.raises(Refused) as refused:
-            other.invoke("slow-plugin", "echo", "late")
+            os.kill(gateway.pid, signal.SIGTERM)
+            wait_for("the gateway to drain", lambda: other.status().state == "draining")
+            with pytest.raises(Refused) as refused:
+                other.invoke("slow-plugin", "echo", "late")
 
         assert refused.value.code == RefusalCode.DRAINING
-        assert getattr(asked.finish(), "text", asked.outcome) == "20000000"
+        assert getattr(asked.finish(), "text", asked.outcome) == "1000"
         assert gateway.process is not None
         assert gateway.process.wait(20) == 0
         assert isinstance(gateway.events()[-1].fields, LedgerClose)

@@ -144,9 +144,9 @@ def test_a_schema_is_in_its_canonical_form(data: bytes):
 @pytest.mark.parametrize("levels", [14, 28, 60])
 def test_reference_bombs_are_refused_at_once(keyword: str, levels: int):
     """A schema that is small as written and huge when followed costs nothing to refuse."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     refused(reference_bomb(levels, keyword))
-    assert time.perf_counter() - begin < 0.25
+    assert time.process_time() - begin < 0.25
 
 
 def test_an_honest_schema_is_admitted():
