@@ -15,7 +15,10 @@ It leaves to the callers which refusal code an `InvalidJson` becomes. Source: RF
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from itertools import accumulate
+from operator import sub
 from typing import Final, Literal
 
 import msgspec
@@ -32,6 +35,10 @@ _MARKS: Final = bytes.maketrans(
 plane to 0xFF: one pass over a document, and what is in the way of the fast path is easy to see."""
 _ONE_BRACKET: Final = bytes.maketrans(b"{}", b"[]")
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_OPENING: Final = re.compile(rb"\[+")
+_CLOSING: Final = re.compile(rb"\]+")
+_MANY_PAIRS: Final = 32
+"""A round pays if at least one in so many brackets begins an innermost pair."""
 
 
 class InvalidJson(ValueError):
@@ -108,17 +115,22 @@ def _needs_slow_path(marks: bytes) -> bool:
 
 
 def _check_depth(data: bytes, depth_max: int) -> None:
-    """Refuse nesting beyond the bound, by deleting innermost pairs of brackets round by round."""
+    """Refuse nesting beyond the bound.
+
+    Innermost pairs of brackets are deleted round by round while there are many of them: each round
+    is one level and leaves much less. What then is left has few runs of equal brackets, whose
+    lengths tell the rest. So no document costs many rounds over all of it.
+    """
     # A run of backslashes pairs up from its left end, so what is left before a quote escapes it;
     # without escapes every second piece between quotes lies outside the strings.
     unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     pieces = unescaped.translate(_ONE_BRACKET, _NOT_STRUCTURE).split(b'"')
-    brackets = b"".join(pieces[::2])
-    for _ in range(depth_max):
-        if not brackets:
-            return
-        brackets = brackets.replace(b"[]", b"")
-    if brackets:
+    brackets, depth = b"".join(pieces[::2]), 0
+    while brackets.count(b"[]") * _MANY_PAIRS > len(brackets) and depth <= depth_max:
+        brackets, depth = brackets.replace(b"[]", b""), depth + 1
+    opened = accumulate(map(len, _OPENING.findall(brackets)))
+    closed = accumulate(map(len, _CLOSING.findall(brackets)), initial=0)
+    if depth + max(map(sub, opened, closed), default=0) > depth_max:
         raise InvalidJson("json_too_deep", f"the document is nested deeper than {depth_max} levels")
 
 

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 class Validator(Protocol):
     """A compiled JSON Schema."""
 
-    def problem(self, value: JsonValue) -> str | None:
-        """Give the place of the first misfit, or None when the value fits."""
+    def problem(self, value: JsonValue, *, size: int = 0) -> str | None:
+        """Give the place of the first misfit, None when all fits; `size` is of the JSON."""
         ...
 
 
@@ -272,7 +272,7 @@ def _json_misfit(data: bytes, declared: PayloadSpec, loaded: LoadedPlugin) -> Mi
     validator = loaded.validators.get(declared.schema or "")
     if validator is None:
         return Misfit(RefusalCode.INTERNAL_ERROR, "the method's JSON Schema is not loaded")
-    place = validator.problem(value)
+    place = validator.problem(value, size=len(data))
     if place is None:
         return None
     sentence = f"the document does not fit its schema at {place}"

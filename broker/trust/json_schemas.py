@@ -46,6 +46,9 @@ PATTERN_CHARACTERS_MAX: Final = 1024
 PATTERNS_MAX: Final = 64
 """Different patterns of one schema: each is compiled, and the loop waits for it."""
 PATTERN_COMPILED_BYTES_MAX: Final = 64 * 1024
+PLACE_BYTES_MAX: Final = 64 * 1024
+"""The largest document of which the place that does not fit is named."""
+UNPLACED: Final = f"$ (somewhere: of more than {PLACE_BYTES_MAX} bytes no place is named)"
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -210,13 +213,20 @@ class Validator:
         self._compiled = compiled
         self._names = names
 
-    def problem(self, value: JsonValue) -> str | None:
+    def problem(self, value: JsonValue, *, size: int = 0) -> str | None:
         """Say where a decoded JSON document does not fit; None when it fits.
+
+        Args:
+            value: the document.
+            size: its bytes as JSON. Naming the place takes the engine as long again for each byte
+                there, so of documents above `PLACE_BYTES_MAX` only that they do not fit is said.
 
         Returns:
             Such as `$.items[3].name (maxLength)`: printable, at most 200 characters. A property
             that the schema does not name is shown as `*`, so that no part of the value leaks.
         """
+        if size > PLACE_BYTES_MAX:
+            return None if self._compiled.is_valid(value) else UNPLACED
         try:
             # Stops at the first error, so a bad document costs little more than a good one.
             self._compiled.validate(value)

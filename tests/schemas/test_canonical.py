@@ -183,6 +183,34 @@ def test_depth_is_exact(pair: tuple[str, str]) -> None:
     assert _problem(deeper.encode()) == "json_too_deep"
 
 
+def _nested(shape: list[int]) -> JsonValue:
+    """Lists within lists: for each number a chain so deep, side by side and within each other."""
+    value: JsonValue = []
+    for depth in shape:
+        inner: JsonValue = value
+        for _ in range(depth):
+            inner = [inner]
+        value = [inner, *([[]] * (depth % 7)), value]
+    return value
+
+
+def _levels(value: JsonValue) -> int:
+    return 1 + max(map(_levels, value), default=0) if isinstance(value, list) else 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 12), max_size=7))
+def test_depth_is_exact_in_every_shape(shape: list[int]) -> None:
+    """Wide, narrow and mixed documents pass at their own depth and not at one level less."""
+    value = _nested(shape)
+    levels, data = _levels(value), json.dumps(value, separators=(",", ":")).encode()
+
+    assert check_canonical(data, depth_max=levels) == value
+    with pytest.raises(InvalidJson) as caught:
+        check_canonical(data, depth_max=levels - 1)
+    assert caught.value.problem == "json_too_deep"
+
+
 def test_brackets_in_strings_are_not_nesting() -> None:
     """Brackets inside strings do not count, with and without escapes around them."""
     assert check_canonical(b'"' + b"[" * 100 + b'"') == "[" * 100

@@ -207,6 +207,15 @@ def test_a_value_that_does_not_fit_is_told_by_path_and_keyword(value, problem: s
     assert SCHEMA.problem(value) == problem
 
 
+def test_of_a_large_document_no_place_is_named():
+    """Above the bound only that it does not fit is said; a document that fits passes as ever."""
+    validator = compile_schema(canonical_bytes({"type": "array", "items": {"type": "integer"}}))
+    bound = json_schemas.PLACE_BYTES_MAX
+    assert validator.problem([1, "x"], size=bound) == "$[1] (type)"
+    assert validator.problem([1, "x"], size=bound + 1) == json_schemas.UNPLACED
+    assert validator.problem([1, 2], size=bound + 1) is None
+
+
 def test_no_part_of_a_value_is_told():
     """Neither a value nor a property name that the schema does not name appears."""
     problem = SCHEMA.problem({"items": [{"secret-name": "secret-value"}]})
