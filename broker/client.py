@@ -176,8 +176,12 @@ class _Client:
 
     def _exchange(self, request: tuple[str, bytes], timeout_s: float) -> Outcome:
         """Send one request and wait for its end."""
-        self._send(request)
-        return self._wait(request[0], timeout_s, deadline_after(time.monotonic(), timeout_s))
+        try:
+            self._send(request)
+            return self._wait(request[0], timeout_s, deadline_after(time.monotonic(), timeout_s))
+        finally:
+            # Also when on_progress raised or somebody pressed Ctrl-C: nobody waits for it now.
+            self._session.waiting.pop(request[0], None)
 
     def _send(self, request: tuple[str, bytes]) -> None:
         try:

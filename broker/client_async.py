@@ -197,13 +197,20 @@ class AsyncOmegaClient:
         request_id, frame = request
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._futures[request_id] = future
+        sent = False
         try:
+            if not self._link.is_open:
+                raise GatewayError("the client is not open; use it inside `async with`")
             async with asyncio.timeout(timeout_s + GRACE_S):
-                while not self._link.send_now(frame) and not future.done():
+                while not (sent := self._link.send_now(frame)) and not future.done():
                     await asyncio.sleep(_FULL_WAIT_S)
                 self._drain()
                 return await future
         except TimeoutError:
+            if not sent:
+                raise Unreachable(
+                    f"{self._link.nobody_sentence()}; the request was not sent"
+                ) from None
             raise TimedOut(request_id, timeout_s) from None
         finally:
             self._futures.pop(request_id, None)

@@ -21,12 +21,14 @@ class GatewayError(Exception):
 
 
 class Refused(GatewayError):
-    """The gateway refused; `refusal` is all it said."""
+    """The gateway refused; `refusal` is all it said, `sentence` its own words about it."""
 
     def __init__(self, refusal: Refusal) -> None:
         """Keep the refusal and say its sentence."""
         where = f" (at {refusal.where})" if refusal.where else ""
-        super().__init__(f"{refusal.code}: {refusal.message}{where}")
+        self.sentence = f"{refusal.code}: {refusal.message}{where}"
+        said = f"; the plugin said: {refusal.plugin_message!r}" if refusal.plugin_message else ""
+        super().__init__(self.sentence + said)
         self.refusal = refusal
 
     @property

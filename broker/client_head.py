@@ -64,7 +64,9 @@ class HeadKeeper:
             key = profile.settings.verifier_key
             self._key = parse_verifier_key(key) if key is not None else None
         except ProofError as error:
-            raise GatewayError(f"{self._path}: cannot be used: {error}") from None
+            raise GatewayError(
+                f"{profile.directory}: profile.toml: verifier_key cannot be used: {error}"
+            ) from None
         self.head = self._kept()
 
     @property
@@ -170,7 +172,10 @@ class HeadKeeper:
         except FileNotFoundError:
             return None
         except (ProofError, UnicodeDecodeError) as error:
-            raise GatewayError(f"{self._path}: cannot be used: {error}") from None
+            raise GatewayError(
+                f"{self._path}: cannot be used: {error}; put back a copy of it, or move it away if "
+                "nothing else is known of this ledger: the next checkpoint is then believed"
+            ) from None
 
     def _keep(self, note: str, checkpoint: Checkpoint) -> None:
         """Replace `head.note`; a crash leaves the old one or the new one.

@@ -76,7 +76,7 @@ class Link:
         while not self._connected:
             wait_ms = int((deadline - time.monotonic()) * 1000)
             if wait_ms <= 0 or not self.monitor.poll(wait_ms):
-                raise Unreachable(self._nobody())
+                raise Unreachable(self.nobody_sentence())
             self.look()
 
     def _prepare(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
@@ -116,7 +116,7 @@ class Link:
                 self.look()
                 deadline = deadline or time.monotonic() + self._connect_s
                 if time.monotonic() > deadline:
-                    raise Unreachable(self._nobody()) from None
+                    raise Unreachable(self.nobody_sentence()) from None
             else:
                 return
 
@@ -196,6 +196,11 @@ class Link:
             self._connected = self._refused = self.lost = False
 
     @property
+    def is_open(self) -> bool:
+        """Whether `open` was called and `close` was not."""
+        return self._context is not None
+
+    @property
     def _endpoint(self) -> str:
         return self._profile.settings.endpoint
 
@@ -206,7 +211,8 @@ class Link:
             self.socket.recv(_NOBLOCK)
         return frame
 
-    def _nobody(self) -> str:
+    def nobody_sentence(self) -> str:
+        """Say that there is no connection, and why as far as it is known."""
         if self._failures:
             return (
                 f"{self._endpoint}: {self._failures} handshakes failed; compare the server key of "

@@ -25,7 +25,7 @@ from schemas import messages
 from schemas.canonical import JsonValue, document_bytes
 from schemas.codec import WireError, decode_reply, encode
 from schemas.messages import Progress, Receipt, Refusal, Reply, Usage
-from schemas.names import Role
+from schemas.names import FRAME_BYTES_MAX_ADMIN, FRAME_BYTES_MAX_OMEGA, Role
 from schemas.payloads import (
     BinaryRefPayload,
     DatasetSlicePayload,
@@ -256,10 +256,19 @@ class Session:
         commitment_key: bytes,
         on_progress: OnProgress | None = None,
     ) -> tuple[str, bytes]:
+        frame = encode(request)
+        role = self.profile.settings.role
+        allowed = FRAME_BYTES_MAX_OMEGA if role == "omega" else FRAME_BYTES_MAX_ADMIN
+        if len(frame) > allowed:
+            # Sent, it would end the connection, and with it every other call in flight.
+            raise GatewayError(
+                f"the request has {len(frame)} bytes, a gateway takes at most {allowed} from a "
+                f"client of role {role}; nothing was sent"
+            )
         self.waiting[request.request_id] = _Waiting(
             self.keeper.head, self.keeper.seen, commitment_key, on_progress
         )
-        return request.request_id, encode(request)
+        return request.request_id, frame
 
 
 def new_request_id() -> str:

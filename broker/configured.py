@@ -107,9 +107,10 @@ def read_bounded(path: str, bytes_max: int, code: RefusalCode) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise HomeRefused(code, f"{path}: cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise HomeRefused(code, f"{path}: is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise HomeRefused(code, f"{path}: is not a regular file")
         data = file.read(bytes_max + 1)
     if len(data) > bytes_max:
         raise HomeRefused(code, f"{path}: is longer than {bytes_max} bytes")

@@ -135,7 +135,7 @@ def _of_client(error: Exception) -> Ending | None:
     if isinstance(error, Refused):
         refusal = error.refusal
         remedy = refusal.hint or REFUSALS[refusal.code].remedy
-        return Ending(f"refused: {error}", remedy, EXIT_CODES[refusal.code], refusal)
+        return Ending(f"refused: {error.sentence}", remedy, EXIT_CODES[refusal.code], refusal)
     if isinstance(error, Unreachable):
         return Ending(str(error), "start it with `omega-gateway serve`", UNREACHABLE)
     if isinstance(error, TimedOut):

@@ -111,10 +111,12 @@ def _teach(home: Home, front: Front, profiles: Sequence[str]) -> str:
     _require_served(front, doors[0])
     own = os.path.join(home.path, "profiles")
     folders = [os.path.expanduser(one) for one in profiles]
+    given = {os.path.realpath(one) for one in folders}
     if os.path.isdir(own):
         omega = front == "front.omega"
         folders += [
             folder for name in sorted(os.listdir(own)) if (name == "omega") == omega
+            and os.path.realpath(os.path.join(own, name)) not in given
             and curve_key_id(read_profile(folder := os.path.join(own, name)).pair.public)
             in home.clients
         ]

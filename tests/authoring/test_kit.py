@@ -15,6 +15,7 @@ import pytest
 
 from broker.authoring.testing import Snapshot
 from broker.client import Refused
+from sandbox_worker.sdk import DatasetSlicePayload, JSONPayload, TextPayload
 from schemas.events import InvokeAccept, InvokeEnd, PluginEnable
 
 
@@ -37,6 +38,14 @@ def test_refusal_and_print(call, capsys):
         call("fail", "some text")
     assert caught.value.code == "plugin_error"
     assert "ValueError: on purpose" in capsys.readouterr().err
+
+
+def test_payloads_of_the_sdk(call, snapshot):
+    assert call("fail_not", TextPayload("x")).text == "x"
+    with pytest.raises(Refused, match="takes text, found json"):
+        call("fail_not", JSONPayload({"b": 1, "a": [2]}))
+    with pytest.raises(Refused, match="takes text, found dataset_slice"):
+        call("fail_not", DatasetSlicePayload("names", ("a", "b")))
 
 
 def test_progress(call):
@@ -106,7 +115,7 @@ def test_every_fixture_holds_what_it_promises(tmp_path: Path):
     folder = plugin_folder(tmp_path / "plugin", PLUGIN + MORE, TOML)
     (folder / "test_all.py").write_text(TESTS)
     done = run(folder)
-    assert (done.returncode, "9 passed" in done.stdout) == (0, True), done.stdout
+    assert (done.returncode, "10 passed" in done.stdout) == (0, True), done.stdout
 
 
 def test_a_folder_with_mistakes_fails_with_all_of_them(tmp_path: Path):

@@ -13,6 +13,7 @@ import pytest
 from broker.client import (
     AsyncOmegaClient,
     Call,
+    GatewayError,
     LedgerForked,
     NotAuthorised,
     Refused,
@@ -168,6 +169,27 @@ def test_a_gateway_that_dies_ends_every_call_in_flight_at_once():
                 await asyncio.wait_for(task, 5)
 
     run(lambda _: [], body)
+
+
+def test_a_call_that_never_left_is_unreachable_and_not_timed_out():
+    """While no gateway is there nothing is sent, and nobody is told to look for the request."""
+    async def body(gateway: ScriptedGateway, omega: AsyncOmegaClient) -> None:
+        await omega.invoke("a-plugin", "m", "x")
+        await asyncio.to_thread(gateway.stop)
+        with pytest.raises(Unreachable, match="the request was not sent"):
+            await omega.invoke("a-plugin", "m", "x", timeout=0.05)
+
+    run(lambda request: [echo(request)], body)
+
+
+def test_a_client_that_is_not_open_says_so_at_once():
+    """Before `async with` and after it there is no connection that a call could wait for."""
+    async def body(gateway: ScriptedGateway, omega: AsyncOmegaClient) -> None:
+        other = AsyncOmegaClient(gateway.path())
+        with pytest.raises(GatewayError, match="async with"):
+            await asyncio.wait_for(other.invoke("a-plugin", "m", "x", timeout=60), 5)
+
+    run(lambda request: [echo(request)], body)
 
 
 def test_the_ledger_is_followed_and_a_fork_is_raised():

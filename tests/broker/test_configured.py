@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.configured import HomeRefused, config_with_origins, tcp_port
+from broker.configured import HomeRefused, config_with_origins, read_bounded, tcp_port
+from schemas.refusals import RefusalCode
 
 TEXT = """
 format = "omega-gateway-config/1"
@@ -117,6 +118,13 @@ def test_endpoint_that_cannot_be_served_is_refused(path: str, endpoint: str) -> 
     """What a sealed broker could not bind is refused when it is read."""
     with pytest.raises(HomeRefused, match=r"\$\.admin\.endpoint"):
         config_with_origins(path, environment={}, overrides={"admin.endpoint": endpoint})
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused_by_its_name(tmp_path: Path) -> None:
+    """What is no regular file is one refusal that says which path it is about."""
+    (tmp_path / "gateway.toml").mkdir()
+    with pytest.raises(HomeRefused, match=r"gateway\.toml: is not a regular file"):
+        read_bounded(str(tmp_path / "gateway.toml"), 10, RefusalCode.CONFIG_INVALID)
 
 
 def test_two_fronts_never_share_an_endpoint(path: str) -> None:
