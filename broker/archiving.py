@@ -25,7 +25,7 @@ from broker.answers import Answers
 from broker.core import Core
 from broker.evidence.export import export
 from broker.evidence.verify import verify_directory
-from broker.folded import Folded, fold_down, snapshot
+from broker.folded import Folded, Picture, picture, snapshot
 from broker.home import Home
 from broker.inventory import Inventory
 from broker.kept import StateFolder, take_up_past
@@ -77,9 +77,9 @@ class OfflinePast:
         self._core.restore(event)
         self._answers.remember(event.fields, event.seq)
 
-    def fold_down(self, ledger: Ledger) -> bytes:
-        """Write down the state after all events so far."""
-        return fold_down(self.state, self._answers.stories(), ledger.log_id, ledger.size)
+    def picture(self, ledger: Ledger) -> Picture:
+        """Take a picture of the state after all events so far."""
+        return picture(self.state, self._answers.stories(), ledger.log_id, ledger.size)
 
 
 def open_ledger(home: Home, clock: SystemClock) -> Ledger:
@@ -198,11 +198,11 @@ def _tell(
         archived_before=done.ends, archived_to=done.directory,
     )
     inventory.apply(said, ledger.append(said).seq)
-    seq, data = ledger.size, past.fold_down(ledger)
-    digest = states.write(seq, data)
+    seq, state_now = ledger.size, past.picture(ledger)
+    digest = states.write(seq, state_now.written())
     if digest is None:
         raise LedgerUnwritable(f"{states.path(seq)} cannot be written")
-    states.write_spare(seq, data)
+    states.write_spare(seq, state_now.written())
     ledger.append(snapshot(state, digest))
     ledger.append(LedgerClose(reason="stopped"))
     ledger.commit()

@@ -48,7 +48,8 @@ from broker.effects import (
     StoreTrust,
     TrySchemas,
 )
-from broker.folded import Folded, fold_down, snapshot
+from broker.folded import Folded
+from broker.keeping import Keeper
 from broker.launchers.external import ExternalLauncher
 from broker.launchers.local import Exited, LocalLauncher, Report, Started, StartFailed, Tried
 from broker.launching import Surroundings, launch_document
@@ -108,7 +109,6 @@ class Gateway:
         self._external = external
         self._bundles = bundles
         self._trust = trust
-        self._states = states
         self._artifacts = artifacts
         self._signals = signals
         self._clock = clock
@@ -117,6 +117,7 @@ class Gateway:
         self._after: list[Spawn | Kill | SetKeys | StoreTrust | TrySchemas] = []
         self._asked: dict[str, Appended] = {}
         self._answers = Answers(ledger, self._unreadable)
+        self._keeper = Keeper(core.state, self._answers, ledger, states, self.append)
         self._leaving: dict[str, _Leaving] = {}
         transport.watch(launcher.fd)
         transport.watch(signals.fd)
@@ -258,12 +259,8 @@ class Gateway:
         self._answers.take_up(folded)
 
     def snapshot(self) -> None:
-        """Write the folded state down, unless room is short, and let the next event say so."""
-        ledger, state, digest = self._ledger, self._core.state, None
-        if not ledger.space_low():
-            data = fold_down(state, self._answers.stories(), ledger.log_id, ledger.size)
-            digest = self._states.write(ledger.size, data)
-        self.append(snapshot(state, digest))
+        """Write the folded state down before anybody is served."""
+        self._keeper.at_once()
 
     def perform(self, effects: list[Effect]) -> None:
         """Do what the core decided, in order; what leaves the process waits for the commit."""
@@ -366,7 +363,8 @@ class Gateway:
                 self._transport.set_keys(effect.front, effect.keys, disconnect=effect.disconnect)
         if ledger.roll_due:
             ledger.roll()
-            self.snapshot()
+            self._keeper.rolled()
+        self._keeper.go_on()
         if ledger.checkpoint_due():
             ledger.checkpoint()
 

@@ -68,7 +68,8 @@ class PluginRecord:
     """One plugin with all its versions; `highest` only rises.
 
     `last_enabled` is the version that was enabled last, whatever became of it. `approvals` holds,
-    for a version and the digest of a difference, the keys that approved it.
+    for a version and the digest of a difference, the keys that approved it. `spelled` and `written`
+    are its part of the inventory's one spelling and of a state file, kept until it changes.
     """
 
     plugin: str
@@ -78,6 +79,8 @@ class PluginRecord:
     grants: set[str] = field(default_factory=set)
     last_enabled: str | None = None
     approvals: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    spelled: bytes | None = field(default=None, compare=False)
+    written: bytes | None = field(default=None, compare=False)
 
 
 class _Grants(Mapping[str, Collection[str]]):
@@ -184,37 +187,24 @@ class Inventory:
 
     def digest(self) -> str:
         """Give the SHA-256 of the folded state in its one spelling, for `state.snapshot`."""
-        state = {
-            plugin: {
-                "enabled": record.enabled or "",
-                "highest": record.highest,
-                "grants": sorted(record.grants),
-                "last_enabled": record.last_enabled or "",
-                "approvals": {
-                    f"{version} {digest}": sorted(keys)
-                    for (version, digest), keys in record.approvals.items()
-                },
-                "versions": {
-                    version: [entry.state, entry.bundle_sha256, entry.manifest_sha256]
-                    for version, entry in record.versions.items()
-                },
-            }
-            for plugin, record in self.plugins.items()
-        }
-        text = msgspec.json.encode(
-            {
-                "plugins": state,
-                "revoked_keys": sorted(self.revoked_keys),
-                "revoked_publisher_keys": sorted(self.revoked_publisher_keys),
-            },
-            order="sorted",
+        text = b'{"plugins":{%b},"revoked_keys":%b,"revoked_publisher_keys":%b}' % (
+            b",".join([_spelled(record) for _, record in sorted(self.plugins.items())]),
+            msgspec.json.encode(sorted(self.revoked_keys)),
+            msgspec.json.encode(sorted(self.revoked_publisher_keys)),
         )
         return hashlib.sha256(text).hexdigest()
+
+    def _changing(self, plugin: str) -> PluginRecord:
+        """Give a plugin's record to be changed; what was kept of it in writing is forgotten."""
+        record = self.plugins[plugin]
+        record.spelled = record.written = None
+        return record
 
     # --- one method for each kind of event ---
 
     def _register(self, fields: PluginRegister, seq: int) -> None:
-        record = self.plugins.setdefault(fields.plugin, PluginRecord(fields.plugin))
+        self.plugins.setdefault(fields.plugin, PluginRecord(fields.plugin))
+        record = self._changing(fields.plugin)
         record.versions[fields.version] = VersionRecord(
             plugin=fields.plugin,
             version=fields.version,
@@ -231,7 +221,7 @@ class Inventory:
             record.highest = fields.version
 
     def _change(self, plugin: str, version: str, event: VersionEvent) -> None:
-        record = self.plugins[plugin]
+        record = self._changing(plugin)
         entry = record.versions[version]
         entry.state = VERSION[entry.state, event]
         if entry.state == "enabled":
@@ -243,7 +233,7 @@ class Inventory:
         if fields.previous is not None:
             self._change(fields.plugin, fields.previous, "supersede")
         self._change(fields.plugin, fields.version, "enable")
-        self.plugins[fields.plugin].last_enabled = fields.version
+        self._changing(fields.plugin).last_enabled = fields.version
 
     def _disable(self, fields: PluginDisable, _seq: int) -> None:
         if fields.version is not None:
@@ -253,11 +243,12 @@ class Inventory:
         self._change(fields.plugin, fields.version, "quarantine")
 
     def _approve(self, fields: PluginApprove, _seq: int) -> None:
-        approvals = self.plugins[fields.plugin].approvals
+        approvals = self._changing(fields.plugin).approvals
         approvals.setdefault((fields.version, fields.diff_sha256), set()).add(fields.actor)
 
     def _grant(self, fields: GrantChange, _seq: int) -> None:
-        record = self.plugins.setdefault(fields.plugin, PluginRecord(fields.plugin))
+        self.plugins.setdefault(fields.plugin, PluginRecord(fields.plugin))
+        record = self._changing(fields.plugin)
         if fields.action == "granted":
             record.grants.add(fields.capability)
         else:
@@ -269,7 +260,7 @@ class Inventory:
             self._change(plugin, version, "revoke")
         elif fields.kind == "grant":
             plugin, _, capability = fields.id.partition(" ")
-            self.plugins[plugin].grants.discard(capability)
+            self._changing(plugin).grants.discard(capability)
         elif fields.kind == "publisher_key":
             self.revoked_publisher_keys.add(fields.id)
         else:
@@ -316,3 +307,23 @@ class Inventory:
 
     def _exited(self, fields: WorkerExit, _seq: int) -> None:
         self.workers.pop(fields.incarnation, None)
+
+
+def _spelled(record: PluginRecord) -> bytes:
+    """Give a plugin's name and its part of the inventory's one spelling, made when it changed."""
+    if record.spelled is None:
+        record.spelled = msgspec.json.encode({record.plugin: {
+            "enabled": record.enabled or "",
+            "highest": record.highest,
+            "grants": sorted(record.grants),
+            "last_enabled": record.last_enabled or "",
+            "approvals": {
+                f"{version} {digest}": sorted(keys)
+                for (version, digest), keys in record.approvals.items()
+            },
+            "versions": {
+                version: [entry.state, entry.bundle_sha256, entry.manifest_sha256]
+                for version, entry in record.versions.items()
+            },
+        }}, order="sorted")[1:-1]
+    return record.spelled

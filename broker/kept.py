@@ -1,34 +1,42 @@
-"""`registry/state-SEQ.json`: the folded state as files, each vouched for by its event.
+"""`registry/state-SEQ.json`: the folded state as files, each vouched for by an event.
 
 Rules this file keeps:
 - A file is whole and durable before the event that vouches for it. One that cannot be written is
   not vouched for: its `state.snapshot` has no digest, and the next start folds from further back.
+- While the gateway serves, a thread writes it: the loop never waits for a file. There is one such
+  thread at a time; it is sealed like the loop, because it begins later.
 - A start takes the newest file whose event is in the signed tree and holds its digest. Whatever
   else lies there is told and passed over: it costs a longer fold, never an answer.
 - The newest few are kept, so that a damaged one has one before it.
 
-It leaves what a state is to `broker.folded`, and the events to `broker.ledger`. Source:
-docs/LEDGER.md, section 3.
+It leaves what a state is to `broker.folded`, when to write one to `broker.keeping`, and the events
+to `broker.ledger`. Source: docs/LEDGER.md, section 3.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-from typing import Final, Protocol
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple, Protocol
 
-from broker.durable import replace_file
+from broker.durable import replace_file_by_parts
 from broker.folded import Folded, vouched
 from broker.inventory import Inventory
 from broker.ledger.commit import Ledger
 from broker.ledger.errors import LedgerDamaged, PositionUnknown
+from broker.shell import Written
 from schemas.events import Event
 
 STATE_BYTES_MAX: Final = 512 * 1024 * 1024
 """More than any state we write: a million request ids are some 60 MB, 10,000 versions 5 MB."""
 FILES_KEPT: Final = 3
 _NAME: Final = re.compile(r"state-([0-9]{1,16})\.json")
+_UNFINISHED: Final = re.compile(rf"{_NAME.pattern}\.part")
 
 
 class Remembers(Protocol):
@@ -41,40 +49,108 @@ class Remembers(Protocol):
         """Take in one event."""
 
 
+class _GivenUp(Exception):
+    """The process ends: nobody will vouch for what is being written."""
+
+
+class _Writing(NamedTuple):
+    """A state that the thread writes, and its digest once it is durable."""
+
+    seq: int
+    sha256: Future[str | None]
+
+
 class StateFolder:
     """The folder of state files of one home, and the ledger's, where an archive leaves its own."""
 
     def __init__(self, directory: str, spare: str) -> None:
         """Use existing folders."""
         self._directory, self._spare = directory, spare
+        self._writing: _Writing | None = None
+        self._given_up = threading.Event()
+        self._thread = ThreadPoolExecutor(1, "state-writer")
 
     def path(self, seq: int) -> str:
         """Give the path of the state before one event."""
         return _path(self._directory, seq)
 
-    def write(self, seq: int, data: bytes) -> str | None:
+    def write(self, seq: int, parts: Iterable[bytes]) -> str | None:
         """Keep a state; durable when this returns.
 
         Returns:
             Its SHA-256, for the event that vouches for it; None when the volume did not take it.
         """
+        digest = hashlib.sha256()
+
+        def hashed() -> Iterator[bytes]:
+            for part in parts:
+                digest.update(part)
+                yield part
+
         try:
-            replace_file(self.path(seq), data)
+            replace_file_by_parts(self.path(seq), hashed())
             older = [one for one in _seqs(self._directory) if one < seq]
             for old in older[FILES_KEPT - 1 :]:
                 os.unlink(self.path(old))
         except OSError:
             # The event without a digest says so in the ledger, and a longer fold is all it costs.
             return None
-        return hashlib.sha256(data).hexdigest()
+        return digest.hexdigest()
 
-    def write_spare(self, seq: int, data: bytes) -> None:
+    # --- while somebody else goes on ---
+
+    @property
+    def busy(self) -> bool:
+        """Whether a state is being written, or was and `written` did not say so yet."""
+        return self._writing is not None
+
+    def begin(self, seq: int, parts: Iterable[bytes]) -> None:
+        """Begin to keep a state in a thread; not while it is `busy`.
+
+        Args:
+            seq: how many events it is the fold of.
+            parts: its bytes, made there one by one; whatever they are made from must not change.
+        """
+        assert self._writing is None
+        self._writing = _Writing(seq, self._thread.submit(self.write, seq, self._wanted(parts)))
+
+    def _wanted(self, parts: Iterable[bytes]) -> Iterator[bytes]:
+        for part in parts:
+            if self._given_up.is_set():
+                raise _GivenUp
+            yield part
+
+    def written(self) -> Written | None:
+        """Say once what became of the state that was begun; None while that is not known."""
+        writing = self._writing
+        if writing is None or not writing.sha256.done():
+            return None
+        self._writing = None
+        return Written(writing.seq, writing.sha256.result())
+
+    def close(self) -> None:
+        """Give up what is being written, and leave nothing that nobody vouches for."""
+        self._given_up.set()
+        self._thread.shutdown()
+        if self._writing is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path(self._writing.seq))
+
+    def sweep(self) -> None:
+        """Remove what a killed process left unfinished; nobody may be writing."""
+        for entry in os.scandir(self._directory):
+            if _UNFINISHED.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+
+    # --- archives and starts ---
+
+    def write_spare(self, seq: int, parts: Iterable[bytes]) -> None:
         """Keep the state without which archived events would be needed a second time.
 
         Raises:
             OSError: the volume did not take it.
         """
-        replace_file(_path(self._spare, seq), data)
+        replace_file_by_parts(_path(self._spare, seq), parts)
         for old in _seqs(self._spare):
             if old != seq:
                 os.unlink(_path(self._spare, old))
@@ -104,13 +180,18 @@ def _seqs(folder: str) -> list[int]:
 
 
 def _read(path: str, seq: int, ledger: Ledger) -> Folded | None:
+    """Read a state of which some event from its position on holds the digest."""
     try:
-        event = ledger.proven(seq)
         with open(path, "rb") as file:
             data = file.read(STATE_BYTES_MAX + 1)
+        sha256 = hashlib.sha256(data).hexdigest()
+        for found in ledger.find(sha256.encode(), seq):
+            folded = vouched(ledger.proven(found).fields, seq, ledger.log_id, data, sha256)
+            if folded is not None:
+                return folded
     except (PositionUnknown, LedgerDamaged, OSError):
         return None
-    return vouched(event.fields, seq, ledger.log_id, data)
+    return None
 
 
 def take_up_past(

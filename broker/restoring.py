@@ -34,7 +34,7 @@ from broker.durable import replace_file
 from broker.evidence.events import UnreadableLedger, read_events
 from broker.evidence.files import open_segment, segment_names
 from broker.evidence.verify import verify_directory
-from broker.folded import fold_down, snapshot
+from broker.folded import picture, snapshot
 from broker.home import CONFIG_FILE, RESTORED, Home
 from broker.inventory import Inventory
 from broker.kept import StateFolder
@@ -248,8 +248,8 @@ def _write(home: Home, past: _Past, log_id: str, reason: str, folder: str) -> st
     )
     for fields in (said, *_carried(home, past)):
         inventory.apply(fields, ledger.append(fields).seq)
-    data = fold_down(state, [], log_id, ledger.size)
-    digest = StateFolder(f"{folder}/registry", f"{folder}/ledger").write(ledger.size, data)
+    parts = picture(state, [], log_id, ledger.size).written()
+    digest = StateFolder(f"{folder}/registry", f"{folder}/ledger").write(ledger.size, parts)
     ledger.append(snapshot(state, digest))
     ledger.append(LedgerClose(reason="stopped"))
     ledger.close()

@@ -207,13 +207,13 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
         watchdog.start()
         stack.callback(watchdog.stop)
         core = Core(initial_state(home, clock))
+        states = stack.enter_context(contextlib.closing(StateFolder(home.states, home.ledger)))
         gateway = Gateway(
             core=core, ledger=ledger, transport=transport, launcher=launcher, external=external,
             bundles=BundleFolder(home.bundles), trust=TrustFolder(home.path),
-            states=StateFolder(home.states, home.ledger),
-            artifacts=home.artifacts, signals=signals, clock=clock,
+            states=states, artifacts=home.artifacts, signals=signals, clock=clock,
         )
-        for path in _begin(home, core, gateway, ledger, clock):
+        for path in _begin(home, core, gateway, ledger, states, clock):
             log.warning("state file not used", path=path)
         _admit(core.state, transport)
         try:
@@ -347,7 +347,8 @@ def initial_state(home: Home, clock: SystemClock) -> State:
 
 
 def _begin(
-    home: Home, core: Core, gateway: Gateway, ledger: Ledger, clock: SystemClock
+    home: Home, core: Core, gateway: Gateway, ledger: Ledger, states: StateFolder,
+    clock: SystemClock,
 ) -> list[str]:
     """Fold the past, say under what this process runs, end what was open; then it is durable.
 
@@ -355,7 +356,7 @@ def _begin(
         The state files that the ledger does not vouch for.
     """
     state = core.state
-    states = StateFolder(home.states, home.ledger)
+    states.sweep()
     passed_over = take_up_past(gateway, state.inventory, ledger, states)
     pinned = state.inventory.trust_version, state.inventory.trust_sha256
     home = home._replace(trust=TrustFolder(home.path).settle(home.trust, *pinned))

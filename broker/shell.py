@@ -8,6 +8,7 @@ It leaves using them to `broker.gateway` and making them to `broker.serve`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from broker.reload import Settings
@@ -23,11 +24,28 @@ class BundleStore(Protocol):
         """Give the path of a bundle's file."""
 
 
+class Written(NamedTuple):
+    """A state that is durable now, with its digest; None when the volume did not take it."""
+
+    seq: int
+    sha256: str | None
+
+
 class StateStore(Protocol):
     """Where folded states lie, by position."""
 
-    def write(self, seq: int, data: bytes) -> str | None:
+    def write(self, seq: int, parts: Iterable[bytes]) -> str | None:
         """Keep a state, durable when this returns; gives its digest, or None if it cannot be."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a state was begun and `written` did not say yet what became of it."""
+
+    def begin(self, seq: int, parts: Iterable[bytes]) -> None:
+        """Begin to keep a state while the loop goes on; not while it is `busy`."""
+
+    def written(self) -> Written | None:
+        """Say once what became of the state that was begun; None while that is not known."""
 
 
 class TrustStore(Protocol):

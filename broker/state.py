@@ -19,11 +19,12 @@ from broker.config import GatewayConfig
 from broker.effects import Append, Effect, Evidence, Order, Origin, Send
 from broker.inventory import Inventory, VersionRecord
 from broker.lifecycle import GatewayState
-from broker.orchestrator.admission import DropBudget, RequestWindow, request_key
+from broker.orchestrator.admission import DropBudget
 from broker.orchestrator.breaker import Breakers
 from broker.orchestrator.calls import Call, LoadedPlugin, Shelf
 from broker.orchestrator.fleet import Fleet
 from broker.orchestrator.graph import Pipeline
+from broker.orchestrator.windows import RequestWindow, request_key
 from broker.trust.roots import still_trusted
 from schemas.codec import printable
 from schemas.events import (

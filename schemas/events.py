@@ -130,8 +130,8 @@ class LedgerRoll(EventFields, frozen=True, kw_only=True):
 
 
 class StateSnapshot(EventFields, frozen=True, kw_only=True):
-    """Digests of the folded state at this position; vouches for the state file of the same
-    number."""
+    """Digests of the folded state at this position; `state_sha256` vouches for the state file of
+    this position or an earlier one."""
 
     EVENT_TYPE: ClassVar[str] = "state.snapshot"
     inventory_sha256: Sha256

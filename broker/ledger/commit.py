@@ -384,7 +384,24 @@ class Ledger:
         Raises:
             LedgerDamaged: a line is not what was written.
         """
-        seq, previous, committed = max(start, self.first_seq), None, self._committed
+        previous = None
+        for seq, line in self._lines_from(start):
+            event = _decode(line, seq)
+            if previous not in (None, event.prev_hash):
+                raise LedgerDamaged(f"event {seq} does not follow the one before it")
+            yield event
+            previous = event.event_hash
+
+    def find(self, part: bytes, start: int = 0) -> Iterator[int]:
+        """Give the committed events from a position on whose lines hold some bytes.
+
+        Raises:
+            LedgerDamaged: a segment is not what was written.
+        """
+        return (seq for seq, line in self._lines_from(start) if part in line)
+
+    def _lines_from(self, start: int) -> Iterator[tuple[int, bytes]]:
+        seq, committed = max(start, self.first_seq), self._committed
         for first_seq, following in _spans(self._first_seqs, committed):
             if following <= seq:
                 continue
@@ -395,11 +412,8 @@ class Ledger:
                         first_seq=first_seq, events=following - first_seq,
                     ))
                 while seq < following:
-                    event = _decode(file.readline(), seq)
-                    if previous not in (None, event.prev_hash):
-                        raise LedgerDamaged(f"event {seq} does not follow the one before it")
-                    yield event
-                    seq, previous = seq + 1, event.event_hash
+                    yield seq, file.readline()
+                    seq += 1
 
     def prove(self, seq: int) -> list[bytes]:
         """Make the inclusion proof of one event against the newest checkpoint.

@@ -16,7 +16,8 @@ import msgspec
 from schemas.events import InvokeAccept, InvokeEnd
 
 ENTRIES_MAX: Final = 100_000
-"""About 20 MB; the entry whose answer came again longest ago goes first."""
+"""About 20 MB."""
+SHARDS: Final = 256
 
 
 class Seen(msgspec.Struct, frozen=True, gc=False):
@@ -26,13 +27,22 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     seq: int
 
 
+Shard = OrderedDict[tuple[str, str], Seen]
+
+
 class History:
-    """The index. Fingerprints are keyed by method already, see `calls.fingerprint`."""
+    """The index. Fingerprints are keyed by method already, see `calls.fingerprint`.
+
+    It lies in shards, by the first two digits of the input's fingerprint. In each the entry whose
+    answer came again longest ago goes first, and one that a picture holds is copied before it is
+    changed: a picture of a hundred thousand entries costs next to nothing and never changes.
+    """
 
     def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
         """Begin with nothing seen."""
-        self._entries_max = entries_max
-        self.seen: OrderedDict[tuple[str, str], Seen] = OrderedDict()
+        self._entries_max = max(1, entries_max // SHARDS)
+        self._shards: list[Shard] = [OrderedDict() for _ in range(SHARDS)]
+        self._pictured: set[int] = set()
         self.open: dict[str, tuple[str, str]] = {}
         self.compared: Counter[str] = Counter()
 
@@ -48,20 +58,44 @@ class History:
         if key is None or fields.output_fingerprint is None or fields.outcome != "result":
             return
         self.compared[key[0]] += fields.replica is not None
-        if key in self.seen:
-            self.seen.move_to_end(key)
+        shard = self._changing(key)
+        if key in shard:
+            shard.move_to_end(key)
             return
-        self.seen[key] = Seen(fields.output_fingerprint, seq)
-        if len(self.seen) > self._entries_max:
-            self.seen.popitem(last=False)
+        shard[key] = Seen(fields.output_fingerprint, seq)
+        if len(shard) > self._entries_max:
+            shard.popitem(last=False)
+
+    def _changing(self, key: tuple[str, str]) -> Shard:
+        """Give the shard of an entry, one that no picture holds."""
+        place = _place(key)
+        if place in self._pictured:
+            self._pictured.remove(place)
+            self._shards[place] = self._shards[place].copy()
+        return self._shards[place]
 
     def contradiction(self, request_id: str, output_fingerprint: str) -> Seen | None:
         """Give what the same input gave before, if it was something else."""
         key = self.open.get(request_id)
-        seen = self.seen.get(key) if key is not None else None
+        seen = self._shards[_place(key)].get(key) if key is not None else None
         if seen is None or seen.output_fingerprint == output_fingerprint:
             return None
         return seen
+
+    def picture(self) -> list[Shard]:
+        """Give the answers seen, in shards, as they are now, whatever becomes of them."""
+        self._pictured = set(range(SHARDS))
+        return [*self._shards]
+
+    def take_up(self, rows: list[tuple[str, str, str, int]]) -> None:
+        """Begin with answers that were written down: method, input, output and position of each."""
+        for surface, fingerprint, output, seq in rows:
+            key = surface, fingerprint
+            self._shards[_place(key)][key] = Seen(output, seq)
+
+
+def _place(key: tuple[str, str]) -> int:
+    return int(key[1][:2], 16)
 
 
 def surface_of(plugin: str, version: str, method: str) -> str:

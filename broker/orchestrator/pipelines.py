@@ -20,10 +20,10 @@ import msgspec
 from broker.effects import Origin
 from broker.invocations import Ending, Invocations, Outcome
 from broker.lifecycle import PIPELINE, STEP, CallEvent, PipelineEvent, StepEvent
-from broker.orchestrator.admission import request_key
 from broker.orchestrator.calls import LoadedPlugin, Misfit, StepOf, input_misfit
 from broker.orchestrator.graph import Pipeline, StepRun
 from broker.orchestrator.selection import serving_version
+from broker.orchestrator.windows import request_key
 from broker.state import State, refusal
 from schemas.canonical import InvalidJson, JsonValue, document_bytes
 from schemas.codec import printable

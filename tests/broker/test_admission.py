@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.orchestrator.admission import DropBudget, RequestWindow, request_key
+from broker.orchestrator.admission import DropBudget
+from broker.orchestrator.windows import PIECE_IDS, KeptRequests, RequestWindow, request_key
 from schemas.events import FrameDrop
 from schemas.refusals import RefusalCode
 
@@ -95,20 +98,44 @@ def _drop(peer: str, size: int, count: int = 1) -> FrameDrop:
                      count=count)
 
 
-def test_a_window_that_was_written_down_goes_on_as_it_was() -> None:
+def kept(window: RequestWindow) -> KeptRequests:
+    """Write a window down and read it again."""
+    return msgspec.json.decode(b"".join(window.picture().written()), type=KeptRequests)
+
+
+@pytest.mark.parametrize("count", [5, PIECE_IDS, PIECE_IDS + 1, 2 * PIECE_IDS + 5])
+def test_a_window_that_was_written_down_goes_on_as_it_was(count: int) -> None:
     """After ids left by number and by time, what is taken up again is the same window."""
-    window = RequestWindow(entries_max=3, window_us=100)
-    for number in range(5):
+    entries_max = count - 2
+    window = RequestWindow(entries_max=entries_max, window_us=10 * count + 50)
+    for number in range(count):
         window.admit(_id(number), number * 10)
         window.ended(_id(number), number)
-    window.admit(_id(5), 125)
+    window.admit(_id(count), count * 10 + 75)
 
-    again = RequestWindow(entries_max=3, window_us=100)
-    again.take_up(window.kept(), 0)
+    again = RequestWindow(entries_max=entries_max, window_us=10 * count + 50)
+    again.take_up(kept(window), 0)
 
-    assert again.kept() == window.kept()
-    assert [again.end_of(_id(number)) for number in (3, 4, 5)] == [3, 4, None]
-    later = RequestWindow(entries_max=3, window_us=100)
-    later.take_up(window.kept(), 40)
-    assert _id(3) not in later
-    assert _id(4) in later
+    assert kept(again) == kept(window)
+    assert len(again) == len(window) == len(kept(window).ends)
+    assert all(again.end_of(_id(number)) == window.end_of(_id(number)) for number in range(count))
+    assert again.end_of(_id(count)) is None
+    later = RequestWindow(entries_max=entries_max, window_us=10 * count + 50)
+    later.take_up(kept(window), count * 10 - 15)
+    assert _id(count - 2) not in later
+    assert _id(count - 1) in later
+
+
+def test_a_picture_of_a_window_does_not_change() -> None:
+    """Ids that come, end and go afterwards are not in it, whichever part of it they touch."""
+    window = RequestWindow(entries_max=PIECE_IDS + 10, window_us=10**9)
+    for number in range(PIECE_IDS + 10):
+        window.admit(_id(number), number)
+    picture, expected = window.picture(), kept(window)
+
+    for number in range(PIECE_IDS + 10):
+        window.ended(_id(number), number)
+        window.admit(_id(PIECE_IDS + 10 + number), number)
+
+    assert msgspec.json.decode(b"".join(picture.written()), type=KeptRequests) == expected
+    assert kept(window) != expected

@@ -64,13 +64,13 @@ from tests.simulation.fakes import (
     FakeLauncher,
     FakeLedger,
     FakeSignals,
-    FakeStates,
     FakeTransport,
     FakeTrust,
     Started,
     stand_ins,
 )
 from tests.simulation.settings import APPROVED
+from tests.simulation.states import FakeStates
 from tests.simulation.trusts import FIRST, OTHER_SEED, envelope
 from tests.simulation.world import ATTESTATION, CONFIG, USAGE, loaded
 from tests.support.bundles import PUBLISHER_SEED, ROOT_SEED, public_key_id

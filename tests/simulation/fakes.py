@@ -8,7 +8,6 @@ durable yet.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections import deque
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any, Self
 import msgspec
 
 from broker.effects import Origin
-from broker.folded import Folded, vouched
 from broker.launchers.orders import Exited, Report, Started, StartFailed, Tried
 from broker.ledger.commit import Appended
 from broker.ledger.errors import LedgerFailure, PositionUnknown
@@ -423,28 +421,6 @@ class FakeBundles:
         return f"/bundles/{bundle_sha256}"
 
 
-class FakeStates:
-    """Folded states by position, in memory."""
-
-    def __init__(self) -> None:
-        self.data: dict[int, bytes] = {}
-
-    def write(self, seq: int, data: bytes) -> str | None:
-        """Keep a state."""
-        self.data[seq] = data
-        return hashlib.sha256(data).hexdigest()
-
-    def newest(self, ledger: FakeLedger) -> Folded | None:
-        """Find the newest state that the ledger vouches for."""
-        for seq in sorted(self.data, reverse=True):
-            if seq < ledger.size:
-                fields = ledger.events[seq].fields
-                folded = vouched(fields, seq, ledger.log_id, self.data[seq])
-                if folded is not None:
-                    return folded
-        return None
-
-
 def stand_ins(
     ledger: FakeLedger, transport: FakeTransport, launcher: FakeLauncher, trust: FakeTrust
 ) -> dict[str, Any]:
@@ -459,6 +435,6 @@ def stand_ins(
 
 __all__ = [
     "LAUNCHER_FD", "SIGNALS_FD", "Broken", "Exited", "FakeBundles", "FakeClock", "FakeLauncher",
-    "FakeLedger", "FakeSignals", "FakeStates", "FakeTransport", "FakeTrust", "StartFailed",
+    "FakeLedger", "FakeSignals", "FakeTransport", "FakeTrust", "StartFailed",
     "Started", "require", "stand_ins",
 ]

@@ -11,23 +11,27 @@ from collections.abc import Callable
 import msgspec
 
 from broker.core import Core
-from broker.folded import Folded, fold_down
+from broker.folded import Folded, picture
 from broker.gateway import Gateway
-from broker.orchestrator.admission import KeptRequests
+from broker.orchestrator.windows import KeptRequests
 from schemas.events import InvokeAccept
-from tests.simulation.fakes import FakeLedger, FakeStates, require
+from tests.simulation.fakes import FakeLedger, require
+from tests.simulation.states import FakeStates
 
 
 def begin_with_past(
     make: Callable[[], Gateway], ledger: FakeLedger, states: FakeStates
-) -> tuple[Gateway, bool]:
-    """Make a gateway that has taken in its ledger's past; say whether a vouched state was used."""
+) -> tuple[Gateway, str]:
+    """Make a gateway that has taken in its ledger's past; say what state it began with.
+
+    That is one that was vouched for at once, one that was vouched for later, or none ("").
+    """
     whole = make()
     for event in ledger.events:
         whole.restore(event)
     folded = states.newest(ledger)
     if folded is None:
-        return whole, False
+        return whole, ""
     gateway = make()
     gateway.take_up(folded)
     for event in ledger.events[folded.seq :]:
@@ -43,14 +47,17 @@ def begin_with_past(
         expected = getattr(other, name)
         require(value == expected, f"{name}: the vouched state and what follows give {value}, "
                                    f"the fold of all events {expected}")
-    return gateway, True
+    at_once = getattr(ledger.events[folded.seq].fields, "state_sha256", None) is not None
+    return gateway, "at once" if at_once else "later"
 
 
 def everything(gateway: Gateway) -> dict[str, object]:
     """Give every attribute of the inventory, so that none can be left out of a state file."""
     facts = dict(vars(gateway._core.state.inventory))
     del facts["_handlers"]
-    return facts | {"history": vars(facts["history"])}
+    history = dict(vars(facts["history"]))
+    del history["_pictured"]
+    return facts | {"history": history}
 
 
 def remembered(gateway: Gateway, calls: set[str] | None = None) -> Folded:
@@ -60,8 +67,8 @@ def remembered(gateway: Gateway, calls: set[str] | None = None) -> Folded:
     pipeline, which has no end of its own: with `calls` only the ends of those are given.
     """
     core: Core = gateway._core
-    data = fold_down(core.state, gateway._answers.stories(), "", 0)
-    folded = msgspec.json.decode(data, type=Folded)
+    parts = picture(core.state, gateway._answers.stories(), "", 0).written()
+    folded = msgspec.json.decode(b"".join(parts), type=Folded)
     requests = {
         key: KeptRequests([], kept.ids, [
             end if calls is None or kept.ids[place * 32 : place * 32 + 32] in calls else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -61,7 +62,8 @@ class Outcome(NamedTuple):
     taken: set[tuple[str, tuple[str, str]]]
     effects: set[str]
     crashes: int
-    vouched: int
+    vouched: Counter[str]
+    died: Counter[str]
     events: int
     failure: str
 
@@ -79,18 +81,20 @@ def play(seeds: list[int]) -> Outcome:
     core.GATEWAY = Recorded(lifecycle.GATEWAY, "gateway", taken)
     invocations.GATEWAY = core.GATEWAY
     kinds: set[str] = set()
-    crashes = vouched = events = 0
+    crashes = events = 0
+    vouched, died = Counter[str](), Counter[str]()
     for seed in seeds:
         try:
             world = run(seed, STEPS)
         except Exception:  # noqa: BLE001 - any exception is the finding; its seed is what matters.
             trace = f"seed {seed}:\n{traceback.format_exc()}"
-            return Outcome(taken, kinds, crashes, vouched, events, trace)
+            return Outcome(taken, kinds, crashes, vouched, died, events, trace)
         kinds |= world.effects
         crashes += world.crashes
         vouched += world.vouched
+        died += world.states.died
         events += len(world.ledger.events)
-    return Outcome(taken, kinds, crashes, vouched, events, "")
+    return Outcome(taken, kinds, crashes, vouched, died, events, "")
 
 
 @pytest.fixture(scope="module")
@@ -128,4 +132,8 @@ def test_every_table_cell_and_every_effect_is_reached(
     assert kinds == expected
     assert not cells - taken
     assert crashes > 0
-    assert sum(outcome.vouched for outcome in outcomes) > crashes // 2
+    begun = sum((outcome.vouched for outcome in outcomes), Counter[str]())
+    assert begun["at once"] + begun["later"] > crashes // 2
+    assert begun["later"], "no start began with a state that was written while others went on"
+    died = sum((outcome.died for outcome in outcomes), Counter[str]())
+    assert set(died) == {"unfinished", "in place"}, "no crash between a state and its event"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections import Counter
 
 import msgspec
 
@@ -70,7 +71,6 @@ from tests.simulation.fakes import (
     FakeLedger,
     FakeShelf,
     FakeSignals,
-    FakeStates,
     FakeTransport,
     FakeTrust,
     Started,
@@ -92,6 +92,7 @@ from tests.simulation.settings import (
     USAGE,
     other_settings,
 )
+from tests.simulation.states import FakeStates
 from tests.simulation.trusts import FIRST
 
 
@@ -124,8 +125,8 @@ class World(Clients):
         self.ledger = FakeLedger(self.clock)
         self.bundles = FakeBundles()
         self.trust = FakeTrust(FIRST, self.ledger)
-        self.states = FakeStates()
-        self.vouched = 0
+        self.states = FakeStates(self.random)
+        self.vouched: Counter[str] = Counter()
         self.checks = Checks(Rights(dict(KEYS)), CONFIG)
         self.audit = Audit()
         self.effects: set[str] = set()
@@ -146,8 +147,9 @@ class World(Clients):
     def begin(self) -> None:
         """Start a gateway on the ledger that is there, as a new process does."""
         self.signals = FakeSignals()
+        self.states.die()
         self.gateway, vouched = begin_with_past(self.make, self.ledger, self.states)
-        self.vouched += vouched
+        self.vouched[vouched] += 1
         state = self.core.state
         self.trust.settle(state)
         damaged = []
