@@ -5,9 +5,11 @@ reader."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,15 +36,17 @@ class _Ended(NamedTuple):
 
 
 def _bench(tmp_path: Path, *arguments: str) -> _Ended:
-    folder, errors = tmp_path / "homes", tmp_path / "errors"
-    folder.mkdir()
-    command = [sys.executable, str(ROOT / "scripts" / "bench"), *arguments, "--folder", str(folder)]
-    # A file, because whatever a process left behind would hold a pipe open.
-    with errors.open("w") as stderr, subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd="/", start_new_session=True
-    ) as bench:
-        output, _ = bench.communicate(timeout=120)
-        left = [*_of_session(bench.pid), *map(str, folder.iterdir())]
+    errors = tmp_path / "errors"
+    command = [sys.executable, str(ROOT / "scripts" / "bench"), *arguments, "--folder"]
+    # A file, because whatever a process left behind would hold a pipe open. A folder of its own,
+    # because a socket's path may have 107 bytes and a user's name is part of the other.
+    with (
+        errors.open("w") as stderr, tempfile.TemporaryDirectory(prefix="og-") as folder,
+        subprocess.Popen([*command, folder], stdout=subprocess.PIPE, stderr=stderr, text=True,
+                         cwd="/", start_new_session=True) as bench,
+    ):
+        output, _ = bench.communicate(timeout=600)
+        left = [*_of_session(bench.pid), *os.listdir(folder)]
         return _Ended(bench.returncode, output, errors.read_text(), left)
 
 
