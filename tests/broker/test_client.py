@@ -289,7 +289,7 @@ def test_a_wrong_server_key_is_unreachable_with_a_hint():
         gateway.profile("omega", path, server_key=new_curve_pair().public)
 
         with pytest.raises(Unreachable, match="compare the server key"):
-            OmegaClient(path, connect_timeout=0.5).status()
+            OmegaClient(path, connect_timeout=1.5).status()
 
 
 def test_silence_ends_with_the_time():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from broker import seal
+from tests.support.gateway import free_port
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -85,8 +86,7 @@ class Place:
         for name in ("file", "spare", "moved"):
             (self.outside / name).write_bytes(b"content")
         self.tcp = socket.create_server(("127.0.0.1", 0))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.free_port: int = free.getsockname()[1]
+        self.free_port = free_port()
         self.abstract = socket.socket(socket.AF_UNIX)
         self.abstract.bind(f"\0omega-test-{os.getpid()}")
         self.abstract.listen()

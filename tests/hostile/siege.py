@@ -33,7 +33,7 @@ from broker.keys import CurvePair, read_secret
 from schemas.events import Event, FrameDrop, decode_event
 from tests.hostile.clients import PLUGIN, WORK
 from tests.hostile.wire import Peer
-from tests.support.gateway import PATIENCE_S, ROOT, RunningGateway, wait_for
+from tests.support.gateway import PATIENCE_S, ROOT, RunningGateway, free_port, wait_for
 
 STUB = "from benchmarks.stub import serve; serve('{run}', '{plugin}')"
 VICTIM = "victim-plugin"
@@ -184,14 +184,6 @@ class Siege:
     def raised(self, code: str, before: Counter[str], count: int = 1) -> None:
         """Wait until one code was counted so many times since `before`."""
         wait_for(f"{count} times {code}", lambda: self.drops()[code] - before[code] >= count)
-
-
-def free_port() -> int:
-    """Find a port that nobody has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def on_ports(gateway: RunningGateway) -> None:

@@ -166,7 +166,7 @@ def strangers(siege: Siege) -> None:
 @attack("a worker's endless message")
 def endless(siege: Siege) -> None:
     """A worker that says it is ready and then never ends its message: the call ends in time."""
-    with worker(siege, 1_000) as one, Peer(
+    with worker(siege, 2_000) as one, Peer(
         one.launch.endpoint, one.launch.server_key, one.pair
     ) as peer:
         peer.ready(DEALER)

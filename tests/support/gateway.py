@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,17 @@ def wait_for(what: str, probe: Callable[[], ThingT | None]) -> ThingT:
             return found
         select.select([], [], [], 0.01)
     raise AssertionError(f"waited {PATIENCE_S} s for {what}")
+
+
+def free_port() -> int:
+    """Give a local port that nobody has, of those that the kernel gives to nobody by itself: any
+    connection of a neighbour could get one of the others before it is used."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = 1024 + secrets.randbelow(lowest - 1024)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager

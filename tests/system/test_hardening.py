@@ -32,7 +32,14 @@ from schemas.events import (
 )
 from schemas.refusals import RefusalCode
 from tests.support import gateway as support
-from tests.support.gateway import ECHO, ROOT, RunningGateway, running_gateway, wait_for
+from tests.support.gateway import (
+    ECHO,
+    ROOT,
+    RunningGateway,
+    free_port,
+    running_gateway,
+    wait_for,
+)
 from tests.system.test_life import LIMITS, SLOW, Asked, descendants, slow_gateway_call
 
 pytestmark = [pytest.mark.system, pytest.mark.jail]
@@ -56,9 +63,7 @@ def alive(gateway: RunningGateway) -> bool:
 
 def on_tcp(gateway: RunningGateway) -> int:
     """Put the operators' front on a port that is free, in configuration and profiles."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     endpoint = f'endpoint = "tcp://127.0.0.1:{port}"'
     # As many strangers as a test makes shall get as far as they can.
     bounds = "handshakes_per_s_max = 100000"
@@ -250,7 +255,7 @@ def test_a_revoked_key_is_refused_at_the_door_also_after_a_restart(
     assert gateway.operator().status().state == "serving"
 
 
-EXTERNAL = '\n[workers]\nexternal = ["echo-plugin"]\n[times]\nstart_ms = 1500\n'
+EXTERNAL = '\n[workers]\nexternal = ["echo-plugin"]\n[times]\nstart_ms = 60000\n'
 
 
 def test_a_second_start_takes_nothing_from_the_first() -> None:
@@ -262,7 +267,7 @@ def test_a_second_start_takes_nothing_from_the_first() -> None:
         def call() -> None:
             with contextlib.suppress(GatewayError), \
                     OmegaClient.from_home(str(gateway.home)) as omega:
-                omega.invoke("echo-plugin", "echo", "x", timeout=4)
+                omega.invoke("echo-plugin", "echo", "x", timeout=30)
 
         caller = threading.Thread(target=call)
         caller.start()
@@ -277,6 +282,7 @@ def test_a_second_start_takes_nothing_from_the_first() -> None:
         assert second.returncode != 0
         assert "another process serves this endpoint" in second.stderr.splitlines()[-1]
         assert sorted(run.rglob("*")) == before
+        gateway.operator().revoke("plugin_version", "echo-plugin@1.0.0", "a test")
         wait_for("the document to be withdrawn with its worker", lambda: not document.exists())
         caller.join()
 
