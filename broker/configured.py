@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from broker.config import FrontConfig, GatewayConfig
+from broker.trust.mistakes import mistakes
 from schemas.names import LogId
 from schemas.refusals import RefusalCode
 
@@ -88,6 +89,12 @@ def config_with_origins(
         section[place[1]] = _value(text)
         config = _checked(document, origin)
         origins[".".join(place)] = origin
+    if config.times.ping_silence_ms <= config.times.ping_interval_ms:
+        # An idle worker says nothing until it is asked.
+        raise _invalid(
+            origins.get("times.ping_silence_ms", path), "$.times.ping_silence_ms",
+            "must be longer than ping_interval_ms, or every idle worker is ended",
+        )
     return Configured(config, origins)
 
 
@@ -159,6 +166,8 @@ def _checked(document: Document, origin: str) -> GatewayConfig:
         for pattern, sentence in ((_UNKNOWN, "there is no such line"), (_MISSING, "is missing")):
             if found := pattern.fullmatch(what):
                 where, what = f"{where}.{found[1]}", sentence
+        if what.startswith("Invalid enum"):
+            what += f", expected {next(mistakes(document, GatewayConfig, '$')).expected}"
         raise _invalid(origin, where, what) from None
     try:
         msgspec.convert(config.log_id, LogId)

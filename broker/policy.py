@@ -66,7 +66,7 @@ def load_policy(data: bytes) -> Policy:
     except msgspec.ValidationError as error:
         where, found, expected = next(mistakes(document, Policy, "$"), split_place(error))
         raise TrustRefused(
-            RefusalCode.CONFIG_INVALID, f"policy.toml: found {found}, expected {expected}",
+            RefusalCode.CONFIG_INVALID, f"found {found}, expected {expected}",
             where=where,
         ) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InvalidJson) as error:

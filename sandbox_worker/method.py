@@ -178,8 +178,9 @@ def reply(job: bytes, plugin: Plugin) -> bytes:
         end.append(denials.last)
     try:
         return framed(pack(end))
-    except (TypeError, ValueError, AttributeError) as error:
-        return framed(pack(["failed", "output_invalid", ascii(error)[:256]]))
+    except (TypeError, ValueError, AttributeError):
+        # The text of a failure that is no UTF-8 is told in ASCII.
+        return framed(pack(["failed", end[1], ascii(end[2])[:256]]))
 
 
 def _run(

@@ -13,6 +13,8 @@ import ast
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
+from schemas.modules import FREE_MODULES, VETTED_MODULES
+
 
 class Hazard(NamedTuple):
     """One place: its class (of `schemas.denials`, or `print`), line, name, and what to write."""
@@ -29,6 +31,8 @@ INSTEAD: Final[dict[str, str]] = {
                    'context.env["NAME"]',
     "file": 'put the file beside plugin.py and write in plugin.toml: resources = ["FILE"], and in '
             'plugin.py: context.resource("FILE")',
+    "module": "do without it, or ask an operator to approve it in policy.toml: [modules.allowed] "
+              '"PLUGIN" = ["MODULE"]',
     "print": "print reaches nobody in production: return it, or write context.progress(0.5, text)",
     "process": "nothing starts processes here: do it in Python, in this method",
     "random": 'write random.Random(0), or in plugin.toml: capabilities = ["random.read"]',
@@ -55,6 +59,7 @@ _MODULES: Final[dict[str, str]] = {
     "threading": "thread", "_thread": "thread", "concurrent.futures": "thread",
     "multiprocessing": "process", "subprocess": "process", "secrets": "random",
 }
+_TAKEN: Final = VETTED_MODULES | FREE_MODULES
 _COVERS: Final = {"clock": "clock.read", "random": "random.read", "environment": "env.read:",
                   "file": "fs.read:"}
 
@@ -88,9 +93,11 @@ def _found(tree: ast.AST, aliases: dict[str, str]) -> Iterator[tuple[str, int, s
             module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
             for alias in node.names:
                 full = f"{module}.{alias.name}" if module else alias.name
-                for name in (module, full):
-                    if name in _MODULES:
-                        yield _MODULES[name], node.lineno, f"import {name}"
+                known = [name for name in (module, full) if name in _MODULES]
+                for name in known:
+                    yield _MODULES[name], node.lineno, f"import {name}"
+                if not known and _TAKEN.isdisjoint((module, full)):
+                    yield "module", node.lineno, f"import {module or full}"
         elif isinstance(node, ast.Name | ast.Attribute):
             full = _dotted(node, aliases)
             if full in _NAMES:

@@ -6,13 +6,18 @@ says is a path, what was found and what is expected. It leaves codes and remedie
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from broker.trust.errors import printable
+
+_PATTERN: Final = "`str` matching regex "
+_END: Final = r"$(?!\\n)"
+_FIELD: Final = re.compile("Object (?:contains (unknown) field|missing required field) (`.*`)")
 
 
 class Mistake(NamedTuple):
@@ -28,6 +33,12 @@ def split_place(error: msgspec.ValidationError, where: str = "$") -> Mistake:
     what, _, place = str(error).partition(" - at ")
     expected, _, found = what.partition(", got ")
     place = place.partition(" in ")[2] or place
+    expected = expected.removeprefix("Expected ").replace(_PATTERN, "text of the form ")
+    expected = expected.replace(_END, "$")
+    if field := _FIELD.fullmatch(expected):
+        found, expected = (
+            (f"the field {field[2]}", "no such field") if field[1] else ("nothing", field[2])
+        )
     return Mistake(
         printable(where + place.strip("`").removeprefix("$"), 200),
         printable(found.strip("`") or "this value"),
@@ -51,7 +62,11 @@ def mistakes(value: object, hint: object, where: str) -> Iterator[Mistake]:
             yield from inside
         elif msgspec.Raw not in typing.get_args(_bare(hint)):
             # Raw documents are looked at as bytes, elsewhere.
-            yield _with_value(split_place(error, where), value)
+            mistake = _with_value(split_place(error, where), value)
+            if typing.get_origin(_bare(hint)) is typing.Literal:
+                words = ", ".join(map(str, typing.get_args(_bare(hint))))
+                mistake = mistake._replace(expected=f"one of {words}")
+            yield mistake
 
 
 def _bare(hint: object) -> object:

@@ -156,4 +156,7 @@ class Context:
         Raises:
             KeyError: the manifest lists no such file.
         """
-        return self._resources[name]
+        try:
+            return self._resources[name]
+        except KeyError:
+            raise KeyError(f'plugin.toml has no resources = ["{name}"]') from None

@@ -11,6 +11,7 @@ It leaves the manifest, its limits and its signature to `omega-plugin pack`.
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
 import time
 import types
@@ -25,6 +26,7 @@ from schemas.modules import FREE_MODULES, VETTED_MODULES
 
 PLUGIN_MODULE = "plugin"
 SLOW_US = 5_000
+_UNFINISHED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _ANY_JSON: dict[str, object] = {"description": "Any JSON value."}
 
 
@@ -90,9 +92,10 @@ def describe(source: str, name: str = "plugin.py") -> Description:
             took_us = _timed(code, types.ModuleType(PLUGIN_MODULE))
     except Exception as error:  # noqa: BLE001  Whatever it is, it is the answer.
         where = f"{name} line {_line_of(error, name)}"
-        answer.problems.append(
-            Mistake(where, f"{type(error).__name__}: {error}", "a module that can be imported")
-        )
+        found, expected = f"{type(error).__name__}: {error}", "a module that can be imported"
+        if "method() takes 0 positional arguments" in found:
+            found, expected = "no parentheses behind @method", "@method()"
+        answer.problems.append(Mistake(where, found, expected))
         return answer
     for attribute, function in vars(module).items():
         options = getattr(function, OPTIONS_ATTRIBUTE, None)
@@ -131,6 +134,12 @@ def _describe_method(
     where = f"{name}()"
     code = function.__code__
     parameters = code.co_varnames[: code.co_argcount]
+    if code.co_flags & _UNFINISHED:
+        found = "a generator" if code.co_flags & inspect.CO_GENERATOR else "an async function"
+        answer.problems.append(
+            Mistake(where, found, "a plain function that returns its whole answer")
+        )
+        return
     if len(parameters) != 2 or code.co_kwonlyargcount or code.co_flags & 0x0C:
         answer.problems.append(Mistake(
             where, f"parameters ({', '.join(parameters)})", "(context: Context, input: TYPE)",

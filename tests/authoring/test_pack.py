@@ -162,6 +162,18 @@ MISTAKES = {
     "keyword inputs": (
         _method("(c: Context, a: str, **more: str) -> str"), BARE, "count()", "parameters"
     ),
+    "an async method": (
+        _method("(context: Context, text: TextPayload) -> str").replace("def c", "async def c"),
+        BARE, "count()", "an async function",
+    ),
+    "a generator": (
+        _method("(context: Context, text: TextPayload) -> str").replace("return", "yield"),
+        BARE, "count()", "a generator",
+    ),
+    "no parentheses": (
+        PLUGIN.replace("@method(", "@method  # ("), TOML, "plugin.py line 12",
+        "no parentheses behind @method",
+    ),
     "no annotation": (
         _method("(context: Context, text) -> str"), BARE, "count() text", "no annotation"
     ),

@@ -127,6 +127,20 @@ def test_a_folder_in_the_place_of_the_file_is_refused_by_its_name(tmp_path: Path
         read_bounded(str(tmp_path / "gateway.toml"), 10, RefusalCode.CONFIG_INVALID)
 
 
+def test_a_word_that_is_none_of_a_list_is_told_the_list(path: str) -> None:
+    """Whoever wrote `fast` reads what there is."""
+    with pytest.raises(HomeRefused, match=r"'fast', expected one of power, process"):
+        config_with_origins(path, environment={}, overrides={"ledger.durability": "fast"})
+
+
+def test_a_silence_shorter_than_the_question_is_refused(path: str) -> None:
+    """It would end every idle worker before it was asked; together both may be short."""
+    with pytest.raises(HomeRefused, match=r"the command line: \$\.times\.ping_silence_ms: must be"):
+        config_with_origins(path, environment={}, overrides={"times.ping_silence_ms": "500"})
+    both = {"times.ping_silence_ms": "500", "times.ping_interval_ms": "100"}
+    config_with_origins(path, environment={}, overrides=both)
+
+
 def test_two_fronts_never_share_an_endpoint(path: str) -> None:
     """OMEGA's door and the operators' door are two."""
     both = {"omega.endpoint": "ipc:///run/x", "admin.endpoint": "ipc:///run/x"}

@@ -86,6 +86,10 @@ def wrong(ctx: Context, text: TextPayload):
     raise ValueError("on purpose: " + "\\x07" * 3 + "x" * 5000)
 
 @method()
+def half(ctx: Context, text: TextPayload):
+    raise ValueError("half of a pair: \\ud800")
+
+@method()
 def invalid(ctx: Context, text: TextPayload):
     raise InvalidInput("give me numbers")
 
@@ -182,7 +186,7 @@ METHODS = {
     **{
         name: Method(TEXT, JSON)
         for name in (
-            "words", "environment", "talk", "wrong", "invalid", "unanswerable", "leave",
+            "words", "environment", "talk", "wrong", "half", "invalid", "unanswerable", "leave",
             "system_exit", "spin", "swallow", "eat", "large", "endless",
             "chatter", "raw", "number", "recurse", "sigsys", "overflow", "missing",
         )
@@ -281,6 +285,7 @@ def test_output_to_the_terminal_goes_nowhere_and_progress_is_printable(one: Work
     ("method", "text", "code"),
     [
         ("wrong", "", "plugin_error"),
+        ("half", "", "plugin_error"),
         ("invalid", "", "invalid_input"),
         ("unanswerable", "", "cannot_answer"),
         ("missing", "", "plugin_load_failed"),

@@ -200,3 +200,16 @@ def test_the_longest_glob_names_the_folder():
     folders = [package_folder(plugin, policy)
                for plugin in ("word-count", "line-count", "word-list", "image-size")]
     assert [folder and folder.folder for folder in folders] == ["/srv/2", "/srv/0", "/srv/1", None]
+
+
+@pytest.mark.parametrize(("text", "sentence"), [
+    (b'[grants."X Y"]\ncapabilities = []\n',
+     "found \"X Y\", expected text of the form '^[a-z0-9*?-]+$'"),
+    (b"[limits]\ncpu_ms_max = true\n", "found true, expected `int`"),
+    (b"[limit]\n", "found an unknown field, expected one of conformance_required,"),
+])
+def test_the_sentence_about_a_wrong_line_reads_well(text: bytes, sentence: str):
+    """What is there, and what may be there, each said once."""
+    with pytest.raises(TrustRefused) as caught:
+        load_policy(text)
+    assert caught.value.sentence.startswith(sentence), caught.value.sentence
