@@ -16,14 +16,14 @@ class FrontFrames(msgspec.Struct, frozen=True, gc=False):
     """One message of a client: its frames without the routing id, 1 to `FRAMES_MAX` of them."""
 
     origin: Origin
-    frames: list[bytes]
+    frames: list[bytes | memoryview]
 
 
 class WorkerFrames(msgspec.Struct, frozen=True, gc=False):
     """One message of a worker: its frames, 1 to `FRAMES_MAX` of them."""
 
     incarnation: str
-    frames: list[bytes]
+    frames: list[bytes | memoryview]
 
 
 class OversizedMessage(msgspec.Struct, frozen=True):

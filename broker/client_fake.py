@@ -37,13 +37,14 @@ from broker.client_profile import Profile
 from broker.client_session import Outcome, PayloadLike, Result, Session, as_payload
 from broker.keys import CurvePair
 from schemas import messages
-from schemas.codec import WireError, encode, from_omega, request_id_of
+from schemas.codec import WireError, encode, from_omega
 from schemas.messages import Invoke, InvokePipeline, Progress, Receipt, Refusal, Step, Usage
 from schemas.names import API_VERSION
 from schemas.payloads import JSONPayload, Payload, preimage
 from schemas.pipelines import graph_flaw, resolve_pointer
 from schemas.profile import ClientProfile
 from schemas.refusals import REFUSALS, RefusalCode
+from schemas.request_ids import request_id_of
 
 LOG_ID: Final = f"omega-gateway/development/{0:016x}"
 _NO_USAGE: Final = Usage(cpu_ms=0, wall_ms=0, max_rss_kb_upper_bound=0, output_bytes=0)

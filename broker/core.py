@@ -62,6 +62,7 @@ from schemas.messages import (
 )
 from schemas.names import PLUGIN_MESSAGE_BYTES_MAX
 from schemas.refusals import RefusalCode
+from schemas.request_ids import request_id_of
 
 RECORDED = Inventory.CONCERNS | {InvokeEnd, InvokeRefuse}
 """The events that the core must be told of when they are in the ledger."""
@@ -200,18 +201,20 @@ class Core:
 
     # --- clients ---
 
-    def from_omega(self, origin: Origin, frame: bytes, now: int) -> list[Effect]:
+    def from_omega(self, origin: Origin, frame: codec.Frame, now: int) -> list[Effect]:
         """Take one frame from front.omega."""
         return self._from_client(origin, frame, now, codec.from_omega)
 
-    def from_admin(self, origin: Origin, frame: bytes, now: int) -> list[Effect]:
+    def from_admin(self, origin: Origin, frame: codec.Frame, now: int) -> list[Effect]:
         """Take one frame from front.admin."""
-        return self._from_client(origin, frame, now, codec.from_admin)
+        reads = self.state.holds(origin.key_id, "auditor")
+        decoder = codec.from_reader if reads else codec.from_admin
+        return self._from_client(origin, frame, now, decoder)
 
     def _from_client(
         self,
         origin: Origin,
-        frame: bytes,
+        frame: codec.Frame,
         now: int,
         decoder: codec.Decoder[FromOmega] | codec.Decoder[FromAdmin],
     ) -> list[Effect]:
@@ -219,7 +222,7 @@ class Core:
         if not state.knows(origin.key_id):
             if state.drop(origin.front, origin.key_id, RefusalCode.KEY_REVOKED, len(frame)):
                 state.refuse(
-                    origin, codec.request_id_of(frame), RefusalCode.KEY_REVOKED, receipt=True
+                    origin, request_id_of(frame), RefusalCode.KEY_REVOKED, receipt=True
                 )
             return state.take()
         try:
@@ -258,11 +261,11 @@ class Core:
             return RefusalCode.ROLE_NOT_ALLOWED
         return None
 
-    def _refuse_frame(self, origin: Origin, frame: bytes, error: codec.WireError) -> None:
+    def _refuse_frame(self, origin: Origin, frame: codec.Frame, error: codec.WireError) -> None:
         state = self.state
         if not state.drop(origin.front, origin.key_id, error.code, len(frame), error.where):
             return
-        state.refuse(origin, codec.request_id_of(frame), error.code, str(error),
+        state.refuse(origin, request_id_of(frame), error.code, str(error),
                      where=error.where, hint=error.hint, receipt=True)
 
     def _refuse_request(
@@ -287,7 +290,7 @@ class Core:
 
     # --- workers ---
 
-    def from_worker(self, incarnation: str, frame: bytes, now: int) -> list[Effect]:
+    def from_worker(self, incarnation: str, frame: codec.Frame, now: int) -> list[Effect]:
         """Take one frame from one worker's socket."""
         state = self._at(now)
         worker = state.fleet.by_incarnation.get(incarnation)

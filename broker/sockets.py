@@ -59,6 +59,7 @@ def server_socket(
     bytes_max: int,
     high_water_mark: int,
     handshake_ms: int,
+    io_thread: int,
 ) -> ZmqSocket:
     """Make a ROUTER or DEALER that admits nobody whom the ZAP handler did not name.
 
@@ -70,12 +71,15 @@ def server_socket(
         bytes_max: largest frame in bytes.
         high_water_mark: messages queued for each peer and direction.
         handshake_ms: how long a handshake may take.
+        io_thread: which of libzmq's threads serves it.
 
     Raises:
         TransportRefused: an option does not read back as it was set.
     """
     socket = context.socket(kind)
     socket.linger = 0
+    # One thread for all of a socket: its monitor's events would not keep their order otherwise.
+    socket.setsockopt(zmq.AFFINITY, 1 << io_thread)
     socket.curve_server = 1
     socket.setsockopt(zmq.CURVE_SECRETKEY, secret_key.encode())
     socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode())

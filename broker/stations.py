@@ -36,7 +36,8 @@ from schemas.refusals import RefusalCode
 
 MESSAGES_PER_TURN: Final = 64
 FRAMES_DROPPED_PER_TURN: Final = 4096
-BYTES_PER_TURN: Final = 32 * 1024 * 1024
+COPIED_BYTES_MAX: Final = 64 * 1024
+BYTES_PER_TURN: Final = 1024 * 1024
 CLOSE_MS: Final = 1_000
 """How long libzmq may take to close a socket after its last message, in ms."""
 NO_USER_ID: Final = "frame without an authenticated key"
@@ -125,9 +126,12 @@ class Station:
         """Take one message. Raises zmq.Again when none waits."""
         raise NotImplementedError
 
-    def _whole(self, first: zmq.Frame, peer: str) -> list[bytes] | None:
-        """Give all frames of a message; None when there are too many and it is dropped."""
-        frames = [first.bytes]
+    def _whole(self, first: zmq.Frame, peer: str) -> list[bytes | memoryview] | None:
+        """Give all frames of a message; None when there are too many and it is dropped.
+
+        A large one is not copied: most that is wrong with it shows in its first bytes.
+        """
+        frames: list[bytes | memoryview] = [_seen(first)]
         size = len(frames[0])
         frame = first
         while frame.more:
@@ -135,7 +139,7 @@ class Station:
                 self._dropping = OversizedMessage(self.plane, peer, len(frames), size)
                 return None
             frame = self.socket.recv(_NOBLOCK, copy=False)
-            frames.append(frame.bytes)
+            frames.append(_seen(frame))
             size += len(frames[-1])
         self.budget.bytes_left -= size
         return frames
@@ -153,6 +157,11 @@ class Station:
                 self._dropping = None
                 return
         self._dropping = OversizedMessage(self.plane, so_far.peer, frames, size)
+
+
+def _seen(frame: zmq.Frame) -> bytes | memoryview:
+    """Give a frame's bytes, or a view of them where a copy would take a while."""
+    return frame.bytes if len(frame) <= COPIED_BYTES_MAX else frame.buffer
 
 
 class MonitorStation:

@@ -69,6 +69,7 @@ from broker.stations import (
 )
 from broker.transport_setup import FrontSetup, OldFront, TransportLimits, WorkerEndpoint
 from broker.zap import Doorkeeper, FrontDoor, WorkerDoor
+from schemas.events import Plane
 from schemas.refusals import RefusalCode
 
 __all__ = [
@@ -98,6 +99,9 @@ SendOutcome = Literal["sent", "gone", "full"]
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _FRONTS: Final[tuple[Front, Front]] = ("front.omega", "front.admin")
+_PLANES: Final[tuple[Plane, ...]] = (*_FRONTS, "worker")
+"""Each has a thread of libzmq's: decrypting an operator's 16 MiB takes 12 ms, and OMEGA's clients
+and workers do not wait for it."""
 
 
 DEFAULT_LIMITS: Final = TransportLimits()
@@ -120,7 +124,7 @@ class Transport:
         """Make the context and the ZAP handler; `open` does the rest."""
         self._run_directory = run_directory
         self._limits = limits
-        self._context: ZmqContext = zmq.Context()
+        self._context: ZmqContext = zmq.Context(len(_PLANES))
         self._epoll = select.epoll()
         self._watched: dict[int, _Watched] = {}
         self._hot: set[_Watched] = set()
@@ -349,6 +353,7 @@ class Transport:
             bytes_max=self._limits.worker_bytes_max,
             high_water_mark=self._limits.worker_high_water_mark,
             handshake_ms=self._limits.worker_handshake_ms,
+            io_thread=_PLANES.index("worker"),
         )
         door = WorkerDoor(incarnation, curve_bytes(worker.public))
         try:
@@ -422,6 +427,7 @@ class Transport:
             bytes_max=setup.bytes_max,
             high_water_mark=setup.high_water_mark,
             handshake_ms=self._limits.handshake_ms,
+            io_thread=_PLANES.index(front),
         )
         door = FrontDoor(_raw_keys(setup.keys), setup.connections_max)
         station = FrontStation(

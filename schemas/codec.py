@@ -29,16 +29,17 @@ from schemas.names import (
     FRAME_BYTES_MAX_ADMIN,
     FRAME_BYTES_MAX_OMEGA,
     FRAME_BYTES_MAX_WORKER,
-    RequestId,
+    READ_BYTES_MAX,
 )
 from schemas.refusals import RefusalCode
 
 MAGIC: Final = b"OPG1"
 
+Frame = bytes | memoryview
 MessageT = TypeVar("MessageT")
 
 _encoder: Final = msgspec.msgpack.Encoder()
-_DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class WireError(ValueError):
@@ -105,11 +106,11 @@ class Decoder(Generic[MessageT]):
         self._bytes_max = bytes_max
         self.direction = direction
 
-    def decode(self, frame: bytes) -> MessageT:
+    def decode(self, frame: Frame) -> MessageT:
         """Read one body frame.
 
         Args:
-            frame: the frame's bytes, exactly as received.
+            frame: the frame's bytes, exactly as received; a view is copied only if it decodes.
 
         Raises:
             WireError: the frame is too large, not a frame, or not a message of this direction.
@@ -122,11 +123,12 @@ class Decoder(Generic[MessageT]):
         if frame[:4] != MAGIC:
             raise WireError(
                 RefusalCode.FRAME_MALFORMED,
-                f"the frame begins with {frame[:4]!r}, expected {MAGIC!r}",
+                f"the frame begins with {bytes(frame[:4])!r}, expected {MAGIC!r}",
             )
         body = memoryview(frame)[4:]
         try:
             message = self._decoder.decode(body)
+            frame = bytes(frame)
             # Our own spelling names each key once; only another one needs the slower look.
             spelled = _encoder.encode(message)
             if len(spelled) == len(body) and frame.endswith(spelled):
@@ -143,7 +145,7 @@ class Decoder(Generic[MessageT]):
                     where=where,
                 ) from None
             raise WireError(RefusalCode.MESSAGE_INVALID, what, where=where) from None
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise WireError(
                 RefusalCode.FRAME_MALFORMED, f"the body is not one msgpack map: "
                 f"{printable(str(error))}",
@@ -161,29 +163,12 @@ from_worker: Final[Decoder[FromWorker]] = Decoder(
     FromWorker, FRAME_BYTES_MAX_WORKER, "the worker plane"
 )
 to_worker: Final[Decoder[ToWorker]] = Decoder(ToWorker, FRAME_BYTES_MAX_WORKER, "a worker")
+from_reader: Final[Decoder[FromAdmin]] = Decoder(FromAdmin, READ_BYTES_MAX, "front.admin")
+"""Of keys that may only read: no request of theirs is large."""
 _reply: Final[Decoder[Reply]] = Decoder(Reply, FRAME_BYTES_MAX_ADMIN, "a client")
 
 
-class _Tag(msgspec.Struct):
-    """The request id of a frame whatever else it holds."""
-
-    request_id: RequestId | None = None
-
-
-_tag_decoder: Final = msgspec.msgpack.Decoder(_Tag)
-
-
-def request_id_of(frame: bytes) -> str | None:
-    """Find the request id of a frame that did not decode, so that its sender can be answered."""
-    if frame[:4] != MAGIC:
-        return None
-    try:
-        return _tag_decoder.decode(memoryview(frame)[4:]).request_id
-    except _DECODE_ERRORS:
-        return None
-
-
-def is_client_request(frame: bytes) -> bool:
+def is_client_request(frame: Frame) -> bool:
     """Say whether a worker's frame would have been a request on a front."""
     for decoder in (from_omega, from_admin):
         try:
@@ -235,5 +220,5 @@ def decode_reply(frame: bytes) -> Reply | None:
             value = msgspec.msgpack.decode(memoryview(frame)[4:])
             reply: Reply = msgspec.convert(_prune(value, _reply_type()), Reply)
             return reply
-        except _DECODE_ERRORS:
+        except DECODE_ERRORS:
             raise error from None

@@ -16,6 +16,8 @@ API_VERSION: Final = "1.0.0"
 
 FRAME_BYTES_MAX_OMEGA: Final = 2 * 1024 * 1024
 FRAME_BYTES_MAX_ADMIN: Final = 16 * 1024 * 1024
+READ_BYTES_MAX: Final = 64 * 1024
+"""The largest frame of a key that may only read."""
 FRAME_BYTES_MAX_WORKER: Final = 2 * 1024 * 1024
 JSON_BYTES_MAX: Final = 256 * 1024
 JSON_SLOW_BYTES_MAX: Final = 64 * 1024

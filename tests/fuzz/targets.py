@@ -45,6 +45,7 @@ from schemas.events import InvalidEvent, decode_event, encode_event
 from schemas.packages import read_lock, write_lock
 from schemas.pipelines import resolve_pointer
 from schemas.proof import ProofError, parse_checkpoint, parse_note, parse_verifier_key
+from schemas.request_ids import request_id_of
 from tests.evidence.conftest import SCRIPTS
 from tests.ledger.conftest import VERIFIER_KEY, Place
 from tests.schemas import samples
@@ -75,7 +76,7 @@ def _messages(direction: str) -> list[bytes]:
 def _decoder(decoder: codec.Decoder[msgspec.Struct]) -> Callable[[bytes], None]:
     def run(data: bytes) -> None:
         for frame in (data, codec.MAGIC + data):
-            codec.request_id_of(frame)
+            request_id_of(frame)
             with contextlib.suppress(codec.WireError):
                 message = decoder.decode(frame)
                 require(decoder.decode(codec.encode(message)) == message, "two readings")

@@ -120,13 +120,16 @@ def oversized(siege: Siege) -> None:
 
 @attack("frames of the largest size", "frame_malformed")
 def largest(siege: Siege) -> None:
-    """Noise of exactly the limit, again and again, on both fronts."""
+    """Noise of exactly the limit, and millions of nothings where a message's type should be, again
+    and again, on both fronts."""
     for profile, size, count in (
         (siege.hostile, FRAME_BYTES_MAX_OMEGA, 8), (siege.spy, FRAME_BYTES_MAX_ADMIN, 3),
     ):
         with siege.dealer(profile) as peer:
-            for _ in range(count):
-                peer.send(bytes(size))
+            head = b"OPG1\x81\xa1x\xdd" + (size - 12).to_bytes(4, "big")
+            nothings = head + b"\xc0" * (size - 12)
+            for number in range(count):
+                peer.send(nothings if number % 2 else bytes(size))
             # Bad frames beyond a rate are counted and not answered; a good request always is.
             last = Status(request_id=fresh())
             peer.send(codec.encode(last))

@@ -14,6 +14,7 @@ from schemas import codec, messages
 from schemas.codec import MAGIC, WireError
 from schemas.names import FRAME_BYTES_MAX_ADMIN, FRAME_BYTES_MAX_OMEGA, FRAME_BYTES_MAX_WORKER
 from schemas.refusals import RefusalCode
+from schemas.request_ids import DECODED_BYTES_MAX, request_id_of
 from tests.schemas import samples
 
 Decode = Callable[[bytes], object]
@@ -267,20 +268,46 @@ def test_the_admin_front_cannot_express_an_invoke() -> None:
 def test_request_id_of_a_frame_that_did_not_decode() -> None:
     """The sender of a bad frame is answered under its request id, if that is a request id."""
     bad = {"type": "invoke", "request_id": samples.REQUEST, "nonsense": [1, 2]}
-    assert codec.request_id_of(MAGIC + _PACK(bad)) == samples.REQUEST
-    assert codec.request_id_of(MAGIC + _PACK(bad | {"request_id": "x" * 5000})) is None
-    assert codec.request_id_of(MAGIC + _PACK(bad | {"request_id": 7})) is None
-    assert codec.request_id_of(b"GET / HTTP/1.1") is None
-    assert codec.request_id_of(b"") is None
+    assert request_id_of(MAGIC + _PACK(bad)) == samples.REQUEST
+    assert request_id_of(MAGIC + _PACK(bad | {"request_id": "x" * 5000})) is None
+    assert request_id_of(MAGIC + _PACK(bad | {"request_id": 7})) is None
+    assert request_id_of(b"GET / HTTP/1.1") is None
+    assert request_id_of(b"") is None
+
+
+def test_request_id_of_a_large_frame_that_did_not_decode() -> None:
+    """It is found near the beginning, and what lies behind, or claims to be one, is not decoded."""
+    bad = {"type": "invoke", "request_id": samples.REQUEST, "nonsense": b"x" * DECODED_BYTES_MAX}
+    assert request_id_of(MAGIC + _PACK(bad)) == samples.REQUEST
+    assert request_id_of(memoryview(MAGIC + _PACK(bad))) == samples.REQUEST
+    assert request_id_of(MAGIC + _PACK(bad | {"request_id": "0" * 36})) is None
+    assert request_id_of(b"GET " + _PACK(bad)) is None
+    late = {"type": "invoke", "nonsense": bad["nonsense"], "request_id": samples.REQUEST}
+    assert request_id_of(MAGIC + _PACK(late)) is None
+    # Not looked through: the rest of this one is no msgpack at all.
+    assert request_id_of(MAGIC + _PACK(bad)[:-9] + b"\xc1" * 9) == samples.REQUEST
+
+
+@pytest.mark.parametrize("direction", ["from_omega", "from_admin", "from_worker"])
+def test_a_view_reads_like_its_bytes(direction: str) -> None:
+    """What is received without a copy gives the same message, or the same refusal."""
+    decoder = getattr(codec, direction)
+    for message in samples.DIRECTIONS[direction]:
+        frame = codec.encode(message)
+        assert decoder.decode(memoryview(frame)) == message
+        for wrong in (frame[:-1], b"OPG2" + frame[4:], bytes(100), b""):
+            whole = _refusal(decoder.decode, wrong)
+            seen = _refusal(decoder.decode, memoryview(wrong))
+            assert (seen.code, str(seen)) == (whole.code, str(whole))
 
 
 @given(st.binary(max_size=200))
 def test_request_id_of_any_bytes(data: bytes) -> None:
     """Looking for a request id never raises."""
-    assert codec.request_id_of(data) is None
+    assert request_id_of(data) is None
     assert not codec.is_client_request(data)
     for frame in (MAGIC + data, MAGIC + _map(("request_id", data))):
-        assert codec.request_id_of(frame) is None
+        assert request_id_of(frame) is None
         assert not codec.is_client_request(frame)
 
 

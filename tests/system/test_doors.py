@@ -16,7 +16,8 @@ from broker.client import NotAuthorised, OmegaClient, Refused
 from broker.client_profile import write_profile
 from schemas import codec
 from schemas.events import Event, FrameDrop
-from schemas.messages import Cancel, Invoke, Run, Status
+from schemas.messages import Cancel, Invoke, RegisterPlugin, Run, Status
+from schemas.names import READ_BYTES_MAX
 from schemas.payloads import JSONPayload, TextPayload
 from schemas.profile import PROFILE_FILE, ClientProfile
 from schemas.refusals import RefusalCode
@@ -228,6 +229,17 @@ def test_an_auditor_may_read_and_change_nothing(gateway: RunningGateway) -> None
     with pytest.raises(Refused) as refused:
         auditor.disable_plugin("json-plugin")
     assert refused.value.code == RefusalCode.ROLE_NOT_ALLOWED
+
+
+def test_an_auditor_sends_nothing_large(gateway: RunningGateway) -> None:
+    """No request of a key that may only read is large: above its bound none is decoded, an
+    operator's is; and the sender learns which request it was."""
+    for role, code in (("auditor", "frame_too_large"), ("operator", "bundle_malformed")):
+        ask = RegisterPlugin(request_id=str(uuid.uuid4()), bundle=bytes(READ_BYTES_MAX))
+        with RawClient(gateway.home / "profiles" / role) as raw:
+            raw.send(codec.encode(ask))
+            refusal = raw.receive()
+        assert (refusal.code, refusal.request_id) == (code, ask.request_id)
 
 
 def test_a_cancel_of_nothing_is_refused(gateway: RunningGateway) -> None:
