@@ -137,6 +137,7 @@ KERNEL_WIDTHS = {
     "clock_gettime": {0: 32}, "clock_getres": {0: 32}, "clock_nanosleep": {0: 32},
     "sched_setscheduler": {1: 32},
     "timer_create": {0: 32}, "getrandom": {2: 32}, "socket": {0: 32, 1: 32},
+    "socketpair": {0: 32, 1: 32},
 }  # fmt: skip
 """By the kernel's own declarations (SYSCALL_DEFINE): int-like is 32, unsigned long is 64."""
 
