@@ -33,6 +33,7 @@ from broker.state import State
 from broker.supervision import Supervision
 from broker.trust.bundles import Bundle
 from broker.trust.json_schemas import compile_schema, weigh
+from broker.trust.manifests import contrast
 from broker.trust.roots import publisher_key_known
 from broker.trust.signatures import decode_base64, read_envelope
 from broker.trust.validation import Validated, ValidationContext, validate_bundle
@@ -215,7 +216,7 @@ class Administration:
         more = len(validated.problems) - 1
         self._state.refuse(
             origin, request.request_id, first.code,
-            f"found {first.found}, expected {first.expected}"
+            contrast(first.found, first.expected)
             + (f" (and {more} more: see plugins validate)" if more else ""),
             where=first.where, hint=first.remedy, receipt=True, known_size=request.known_size,
         )

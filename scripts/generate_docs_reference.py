@@ -22,8 +22,22 @@ from msgspec import inspect
 from broker.authoring.main import main as plugin_command
 from broker.authoring.source import PluginSource
 from broker.cli.main import gateway as gateway_command
+from broker.client import AdminClient, Call, OmegaClient, PipelineResult, Result
+from broker.client_async import AsyncOmegaClient
+from broker.client_errors import (
+    GatewayError,
+    LedgerForked,
+    NotAuthorised,
+    Refused,
+    TimedOut,
+    Unreachable,
+)
+from broker.client_fake import AsyncFakeOmegaClient, FakeOmegaClient
 from broker.config import GatewayConfig
+from broker.keys import KeyFileRefused
 from sandbox_worker import sdk
+from schemas import messages, payloads
+from schemas.canonical import InvalidJson
 from schemas.policy import Policy
 from scripts.wire_types import bounds_of
 
@@ -32,6 +46,28 @@ FOLDER: Final = ROOT / "docs" / "reference"
 CHOICES_MAX: Final = 6
 _ATTRIBUTE: Final = re.compile(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", re.MULTILINE | re.DOTALL)
 _GENERATED: Final = "Written from the code by `python -m scripts.generate_docs_reference`."
+_LIBRARY: Final[dict[str, tuple[type, ...]]] = {
+    "Clients": (OmegaClient, AsyncOmegaClient, AdminClient),
+    "What calls give": (Call, Result, PipelineResult),
+    "What is raised": (
+        GatewayError, Refused, Unreachable, NotAuthorised, TimedOut, LedgerForked, KeyFileRefused,
+        InvalidJson,
+    ),
+    "Payloads, from `schemas.payloads`": (
+        payloads.TextPayload, payloads.JSONPayload, payloads.BinaryRefPayload,
+        payloads.DatasetSlicePayload,
+    ),
+    "Pipelines, from `schemas.messages`": (
+        messages.Step, messages.StepOutput, messages.Budget, messages.StepResult,
+    ),
+    "Parts of answers, from `schemas.messages`": (
+        messages.Receipt, messages.Usage, messages.Progress, messages.Refusal, messages.Cancelled,
+        messages.RequestStory, messages.StatusReport, messages.Head, messages.Proof,
+        messages.Consistency, messages.Plugins, messages.PluginEntry, messages.Plugin,
+        messages.VersionEntry,
+    ),
+    "For tests, from `broker.client_fake`": (FakeOmegaClient, AsyncFakeOmegaClient),
+}
 
 
 # --- command lines ---
@@ -148,8 +184,10 @@ def _kind(kind: inspect.Type) -> str:
     kind = _bare(kind)
     words = {
         inspect.IntType: "integer", inspect.StrType: "text", inspect.BoolType: "true or false",
-        inspect.NoneType: "nothing",
+        inspect.NoneType: "nothing", inspect.BytesType: "bytes",
     }.get(type(kind), "")
+    if isinstance(kind, inspect.StructType | inspect.EnumType):
+        words = f"`{kind.cls.__name__}`"
     if isinstance(kind, inspect.LiteralType):
         words = " or ".join(f"`{value}`" for value in kind.values)
         if len(kind.values) > CHOICES_MAX:
@@ -194,11 +232,14 @@ def kit() -> str:
 
 def _class(name: str, cls: type) -> list[str]:
     lines = _prose(cls)
-    if not issubclass(cls, Exception):
+    if issubclass(cls, msgspec.Struct):
+        lines += ["| field | type | default |", "|---|---|---|", *(
+            f"| `{field.name}` | {_kind(field.type)} | {_default(field)} |"
+            for field in inspect.type_info(cls).fields
+        ), ""]
+    elif not issubclass(cls, Exception):
         lines = [*_signature(name, cls), *lines]
-    for attribute, member in vars(cls).items():
-        if attribute.startswith("_") or attribute == "hand":
-            continue
+    for attribute, member in _members(cls):
         if isinstance(member, property):
             lines += [f"### `.{attribute}`", "", *_prose(member)]
         elif callable(member):
@@ -207,12 +248,51 @@ def _class(name: str, cls: type) -> list[str]:
     return lines
 
 
+def _members(cls: type) -> Iterator[tuple[str, object]]:
+    """Give what a class and those of its module that it comes from have for others."""
+    for one in cls.__mro__:
+        if one.__module__ != cls.__module__:
+            continue
+        for attribute in vars(one):
+            if not attribute.startswith("_") and attribute not in ("hand", "ROLES"):
+                yield attribute, _member(cls, attribute)
+
+
+def _member(cls: type, attribute: str) -> object:
+    """Give a member as it was written, and a class's own method as it is called."""
+    member = python_inspect.getattr_static(cls, attribute)
+    return getattr(cls, attribute) if isinstance(member, classmethod) else member
+
+
+# --- the client library ---
+
+
+def library() -> str:
+    """Give the page of what OMEGA's integrators import."""
+    lines = [
+        "# The client library", "", "`from broker.client import …`: how OMEGA, operators and "
+        "auditors use a gateway. [How it goes together](../how-to/integrate-omega.md).", "",
+        _GENERATED, "",
+    ]
+    for about, things in _LIBRARY.items():
+        lines += [f"## {about}", ""]
+        for thing in things:
+            name = thing.__name__
+            lines += [f"### `{name}`", "", *(
+                line.replace("### ", "#### ", 1) if line.startswith("### ") else line
+                for line in _class(name, thing)
+            )]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def _signature(name: str, thing: object) -> list[str]:
     if not callable(thing):
         return []
     words = str(python_inspect.signature(thing))
     words = words.replace("(self, ", "(").replace("(self)", "()")
     words = re.sub(r"(: |-> )'([^']*)'", r"\1\2", words).removesuffix(" -> None")
+    words = re.sub(r"ForwardRef\('([^']*)'\)", r"\1", words)
+    words = re.sub(r': "(Literal[^"]*)"', r": \1", words)
     return ["```python", f"{name}{words}", "```", ""]
 
 
@@ -220,7 +300,7 @@ def _prose(thing: object) -> list[str]:
     """Give a docstring; its parts `Args`, `Raises` and the like as lists."""
     lines = []
     for line in python_inspect.cleandoc(thing.__doc__ or "").split("\n"):
-        if re.fullmatch(r"(Args|Raises|Attributes|Returns):", line):
+        if re.fullmatch(r"(Args|Raises|Attributes|Returns|Yields):", line):
             lines.append(f"{line}\n")
         elif line.startswith("        "):
             lines[-1] += f" {line.strip()}"
@@ -258,6 +338,7 @@ def build() -> dict[Path, str]:
             "makes the manifest from it ([its JSON Schema](../manifest.schema.json)).",
             PluginSource,
         ),
+        FOLDER / "client.md": library(),
         FOLDER / "sdk.md": kit(),
     }
 

@@ -67,6 +67,14 @@ def test_a_setting_without_a_sentence_is_not_written_down() -> None:
         settings("bare.toml", "", Bare)
 
 
+def test_the_client_s_page_has_every_public_name() -> None:
+    """Whoever writes for OMEGA finds each name of `broker.client` under a heading."""
+    from broker import client
+
+    page = (ROOT / "docs" / "reference" / "client.md").read_text("utf-8")
+    assert [name for name in client.__all__ if f"### `{name}`" not in page] == []
+
+
 # --- docs/WIRE.md
 # ----------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ def say(line: str) -> None:
 
 def tell_problems(problems: Iterable[Problem]) -> int:
     """Tell every problem of a folder or bundle; gives the exit code."""
+    from broker.trust.manifests import contrast
     from schemas.refusals import RefusalCode
 
     trust = {
@@ -52,9 +53,8 @@ def tell_problems(problems: Iterable[Problem]) -> int:
     codes = set()
     for problem in problems:
         codes.add(problem.code)
-        expected = f", expected {problem.expected}" if problem.expected else ""
         say(f"{problem.code.value} at {problem.where or 'the file'}: "
-            f"found {problem.found}{expected}")
+            f"{contrast(problem.found, problem.expected)}")
         say(f"  {problem.remedy}")
     return TRUST if codes & trust else INVALID
 

@@ -185,10 +185,14 @@ def _of_gateway(error: Exception) -> Ending | None:
 
 
 def _of_machine(error: Exception) -> Ending | None:
-    """What the operating system refused."""
+    """What the operating system refused, or handed over as no text."""
+    if isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
+        # Python's form of a byte of the command line that is not UTF-8 (PEP 383).
+        return Ending("an argument is not UTF-8 text", "write it in a file and give that", USAGE)
     if isinstance(error, BrokenPipeError) or not isinstance(error, OSError):
         return None
-    place = f"{error.filename}: " if error.filename else ""
+    # What was opened by its number has a number for a name.
+    place = f"{error.filename}: " if isinstance(error.filename, str) else ""
     return Ending(f"{place}{error.strerror or error}", "", FAILURE)
 
 

@@ -34,6 +34,7 @@ from broker.ledger.errors import (
     PositionArchived,
     PositionUnknown,
     TilesDamaged,
+    told,
 )
 from broker.ledger.merkle import (
     ProofError,
@@ -154,7 +155,7 @@ class Ledger:
             files.close()
             if isinstance(error, OSError):
                 release_ballast(directory, error)
-            raise LedgerUnwritable(f"{directory}: {error}") from error
+            raise LedgerUnwritable(told(error, directory)) from error
         except BaseException:
             files.close()
             raise

@@ -67,3 +67,11 @@ class PositionArchived(PositionUnknown):
 
 class TilesDamaged(LedgerError):
     """The stored tree does not lead to the signed root; the next start rebuilds it."""
+
+
+def told(error: Exception, directory: str) -> str:
+    """Say what failed, with the file that the system refused or else the ledger's directory."""
+    if not isinstance(error, OSError):
+        return f"{directory}: {error}"
+    place = error.filename if isinstance(error.filename, str) else directory
+    return f"{place}: {error.strerror or error}"

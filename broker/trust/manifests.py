@@ -47,6 +47,13 @@ def problem(
     )
 
 
+def contrast(found: str, expected: str) -> str:
+    """Say what is there and what should be; the sentence of a code's page stands by itself."""
+    if expected.endswith("."):
+        return f"found {found}. {expected}"
+    return f"found {found}, expected {expected}"
+
+
 def read_manifest(payload: bytes) -> tuple[PluginManifest | None, list[Problem]]:
     """Parse the signed bytes of a manifest.
 

@@ -66,6 +66,7 @@ ERRORS: dict[str, tuple[Exception, int]] = {
     "usage": (click.UsageError("no such option"), 2),
     "bad value": (click.BadParameter("not a number"), 2),
     "stopped": (click.Abort(), 1),
+    "not UTF-8": (UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"), 2),
     "file": (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), 1),
 }
 
@@ -108,7 +109,8 @@ def test_a_refusal_says_its_remedy(code: RefusalCode):
     assert hinted.next_step == "Do this."
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), AssertionError("x"),
+@pytest.mark.parametrize("error", [UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates"),
+                                   ValueError("x"), KeyError("x"), AssertionError("x"),
                                    BrokenPipeError(errno.EPIPE, "Broken pipe")])
 def test_an_unknown_error_is_not_dressed_up(error: Exception):
     """What nobody foresaw is a defect: it keeps its traceback."""
@@ -121,6 +123,9 @@ def test_a_path_and_a_place_stand_in_the_sentence():
     ending = ending_of(error)
     assert ending is not None
     assert ending.sentence == "/some/file: No such file or directory"
+    numbered = ending_of(IsADirectoryError(errno.EISDIR, "Is a directory", 3))
+    assert numbered is not None
+    assert numbered.sentence == "Is a directory"
     trust = ending_of(TrustRefused(RefusalCode.TRUST_INVALID, "is too large", where="$.version"))
     assert trust is not None
     assert trust.sentence == "$.version: is too large"

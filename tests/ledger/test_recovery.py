@@ -435,6 +435,16 @@ def test_a_folder_that_may_not_be_written_is_refused(place):
         place.open()
 
 
+def test_a_file_that_is_in_the_way_is_named(place):
+    """The sentence begins with the file that the system refused, without numbers of errors."""
+    place.fill(2).close()
+    (place.anchor / "head").unlink()
+    (place.anchor / "head").mkdir()
+    with pytest.raises(LedgerUnwritable) as refusal:
+        place.open()
+    assert str(refusal.value) == f"{place.anchor}/head: Is a directory"
+
+
 # --- kill -9 ---
 
 WRITER = """
