@@ -34,7 +34,7 @@ from broker.zap import FrontDoor, WorkerDoor
 from schemas.events import Plane
 from schemas.refusals import RefusalCode
 
-MESSAGES_PER_TURN: Final = 64
+MESSAGES_PER_TURN: Final = 32
 FRAMES_DROPPED_PER_TURN: Final = 4096
 COPIED_BYTES_MAX: Final = 64 * 1024
 BYTES_PER_TURN: Final = 1024 * 1024

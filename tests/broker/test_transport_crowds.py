@@ -176,3 +176,8 @@ def test_a_turn_takes_a_bounded_number_of_bytes_and_omegas_first():
         sizes = [sum(len(one.frames[0]) for one in turn) for turn in turns]
         assert max(sizes) <= BYTES_PER_TURN + 7 * MEBIBYTE
         assert sum(sizes) == 20 * 7 * MEBIBYTE + len(b"second")
+        # What is large was not copied, what is small was.
+        assert {type(one.frames[0]) is bytes for turn in turns for one in turn
+                if len(one.frames[0]) < MEBIBYTE} == {True}
+        assert {type(one.frames[0]) for turn in turns for one in turn
+                if len(one.frames[0]) > MEBIBYTE} == {memoryview}

@@ -118,6 +118,18 @@ def test_the_fronts_carry_their_domain_and_it_is_enforced():
             assert station.socket.get(zmq.MAXMSGSIZE) == 4096 + 33
 
 
+def test_no_plane_waits_for_the_decryption_of_another():
+    """OMEGA's front, the operators' and the workers' sockets each have one thread of libzmq's."""
+    with house() as home:
+        home.transport.open_worker("1" * 32)
+        home.transport.open_worker("2" * 32)
+        sockets = [station.socket for station in home.transport._fronts.values()]
+        sockets += [station.socket for station in home.transport._workers.values()]
+
+        assert [one.get(zmq.AFFINITY) for one in sockets] == [1, 2, 4, 4]
+        assert home.transport._context.get(zmq.IO_THREADS) == 3
+
+
 def test_a_libzmq_below_the_floor_is_refused(monkeypatch):
     """Where the library is older than the oldest without a known remote defect, nothing opens."""
     monkeypatch.setattr(transport, "LIBZMQ_FLOOR", (*zmq.zmq_version_info()[:2], 99))
