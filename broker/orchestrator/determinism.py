@@ -8,7 +8,7 @@ It leaves withholding to `broker.invocations`. Source: specification INV-PNP-03.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -27,7 +27,7 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     seq: int
 
 
-Shard = OrderedDict[tuple[str, str], Seen]
+Shard = dict[tuple[str, str], Seen]
 
 
 class History:
@@ -35,13 +35,14 @@ class History:
 
     It lies in shards, by the first two digits of the input's fingerprint. In each the entry whose
     answer came again longest ago goes first, and one that a picture holds is copied before it is
-    changed: a picture of a hundred thousand entries costs next to nothing and never changes.
+    changed: a picture of a hundred thousand entries costs next to nothing and never changes. They
+    are plain dicts of what the collector does not follow, so that it follows none of them.
     """
 
     def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
         """Begin with nothing seen."""
         self._entries_max = max(1, entries_max // SHARDS)
-        self._shards: list[Shard] = [OrderedDict() for _ in range(SHARDS)]
+        self._shards: list[Shard] = [{} for _ in range(SHARDS)]
         self._pictured: set[int] = set()
         self.open: dict[str, tuple[str, str]] = {}
         self.compared: Counter[str] = Counter()
@@ -59,12 +60,10 @@ class History:
             return
         self.compared[key[0]] += fields.replica is not None
         shard = self._changing(key)
-        if key in shard:
-            shard.move_to_end(key)
-            return
-        shard[key] = Seen(fields.output_fingerprint, seq)
-        if len(shard) > self._entries_max:
-            shard.popitem(last=False)
+        seen = shard.pop(key) if key in shard else Seen(fields.output_fingerprint, seq)
+        shard[key] = seen
+        while len(shard) > self._entries_max:
+            del shard[next(iter(shard))]
 
     def _changing(self, key: tuple[str, str]) -> Shard:
         """Give the shard of an entry, one that no picture holds."""

@@ -17,8 +17,10 @@ from typing import Final
 
 import msgspec
 
-PIECE_IDS: Final = 4096
-"""Copying a piece takes some 10 us, and a million ids are 250 of them."""
+PIECE_IDS: Final = 1024
+"""Copying a piece takes some microseconds, and a million ids are a thousand of them."""
+FORGOTTEN_TOGETHER: Final = 64
+"""How many ids a new one forgets at most: all of a busy hour may become too old at one moment."""
 _KEY_BYTES: Final = 16
 _OPEN: Final = -1
 
@@ -90,13 +92,18 @@ class RequestWindow:
     def admit(self, key: bytes, now_us: int) -> bool:
         """Remember a request id, see `request_key`; False when it was used within the window."""
         horizon, numbers = now_us - self._window_us, self._numbers
-        while numbers and (
-            self._pieces[0].used_us[self._forgotten] <= horizon
-            or len(numbers) >= self._entries_max
-        ):
+        for _ in range(FORGOTTEN_TOGETHER):
+            if not numbers or (
+                self._pieces[0].used_us[self._forgotten] > horizon
+                and len(numbers) < self._entries_max
+            ):
+                break
             self._forget()
-        if key in numbers:
-            return False
+        number = numbers.get(key)
+        if number is not None:
+            place, within = divmod(number - self._begin, PIECE_IDS)
+            if self._pieces[place].used_us[within] > horizon:
+                return False
         self._add(key, now_us, _OPEN)
         return True
 
@@ -111,9 +118,11 @@ class RequestWindow:
         piece.ends.append(end)
 
     def _forget(self) -> None:
-        """Forget the oldest id."""
+        """Forget the oldest id, unless it was used again after the window was over."""
         begin = self._forgotten * _KEY_BYTES
-        del self._numbers[bytes(self._pieces[0].ids[begin : begin + _KEY_BYTES])]
+        key = bytes(self._pieces[0].ids[begin : begin + _KEY_BYTES])
+        if self._numbers[key] == self._begin + self._forgotten:
+            del self._numbers[key]
         self._forgotten += 1
         if self._forgotten == PIECE_IDS:
             self._pieces.popleft()

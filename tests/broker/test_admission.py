@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.orchestrator.admission import DropBudget
-from broker.orchestrator.windows import PIECE_IDS, KeptRequests, RequestWindow, request_key
+from broker.orchestrator.windows import (
+    FORGOTTEN_TOGETHER,
+    PIECE_IDS,
+    KeptRequests,
+    RequestWindow,
+    request_key,
+)
 from schemas.events import FrameDrop
 from schemas.refusals import RefusalCode
 
@@ -124,6 +130,29 @@ def test_a_window_that_was_written_down_goes_on_as_it_was(count: int) -> None:
     later.take_up(kept(window), count * 10 - 15)
     assert _id(count - 2) not in later
     assert _id(count - 1) in later
+
+
+def test_what_becomes_too_old_at_once_is_forgotten_bit_by_bit() -> None:
+    """However many ids a day ends for: one request forgets a bounded number, each of them is free
+    from that moment on, and in the end all are forgotten, those that were used again are not."""
+    window = RequestWindow(entries_max=10_000, window_us=1_000)
+    for number in range(5_000):
+        window.admit(_id(number), 0)
+    again = [0, 100, 3_000, 4_999]
+
+    assert window.admit(_id(5_000), 1_000)
+    assert len(window) == 5_001 - FORGOTTEN_TOGETHER
+    assert [window.admit(_id(number), 1_001) for number in again] == [True] * len(again)
+    assert [window.admit(_id(number), 1_002) for number in again] == [False] * len(again)
+    taken_up = RequestWindow(entries_max=10_000, window_us=1_000)
+    taken_up.take_up(kept(window), 0)
+    for number in range(5_001, 5_201):
+        assert window.admit(_id(number), 1_003)
+        taken_up.admit(_id(number), 1_003)
+
+    assert len(window) == 1 + len(again) + 200
+    assert all(_id(number) in window for number in again)
+    assert kept(taken_up) == kept(window)
 
 
 def test_a_picture_of_a_window_does_not_change() -> None:
