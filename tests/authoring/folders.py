@@ -28,7 +28,7 @@ class Answer(msgspec.Struct):
     words: int
 
 
-@method(deterministic=True, timeout_ms=2000)
+@method(deterministic=True, timeout_ms=20_000)
 def count(context: Context, text: TextPayload) -> Answer:
     return Answer(len(text.text.split()))
 '''

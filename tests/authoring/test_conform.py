@@ -100,7 +100,7 @@ def con_11(context: Context, data: DatasetSlicePayload) -> str:
     return "x"
 
 
-@method(timeout_ms=500)
+@method(timeout_ms=2000)
 def con_12(context: Context, data: DatasetSlicePayload) -> str:
     if data.keys == ("a", "b"):
         system.read(3, 1)
@@ -146,7 +146,7 @@ def con_20(context: Context, data: DatasetSlicePayload) -> str:
         # No two notes of one call go out within 100 ms, and there is no clock to wait by: of many
         # one will be late enough.
         for _ in range(12):
-            sum(range(4_000_000))
+            sum(range(3_000_000))
             context.progress(0.1)
     return "x"
 '''.replace("MARK", MARK)
@@ -158,7 +158,7 @@ publisher = "development"
 description = "Breaks every rule, each in one method."
 modules = ["msgspec"]
 [limits]
-cpu_ms = 5000
+cpu_ms = 1500
 wall_ms = 20000
 memory_mb = 256
 output_bytes = 8192

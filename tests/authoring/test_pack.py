@@ -41,7 +41,7 @@ def test_a_folder_becomes_a_bundle_that_a_gateway_accepts(tmp_path: Path):
     assert manifest is not None
     method = manifest.methods["count"]
     assert (method.input.kind, method.output.kind) == ("text", "json")
-    assert (method.deterministic, method.timeout_ms, method.idempotent) == (True, 2000, False)
+    assert (method.deterministic, method.timeout_ms, method.idempotent) == (True, 20_000, False)
     schema = json.loads(bytes(manifest.schemas[method.output.schema or ""]))
     assert schema["$defs"]["Answer"]["properties"] == {"words": {"type": "integer"}}
     assert manifest.limits.cpu_ms == 700
@@ -117,7 +117,7 @@ def test_schemas_may_come_from_files(tmp_path: Path):
     method = manifest.methods["count"]
     assert bytes(manifest.schemas[method.input.schema or ""]) == b'{"type":"array"}'
     assert method.idempotent
-    assert method.timeout_ms == 2000
+    assert method.timeout_ms == 20_000
     assert [entry.path for entry in manifest.files] == ["plugin.py"]
 
 

@@ -28,16 +28,16 @@ import time
 from sandbox_worker.sdk import Context, TextPayload, method
 
 
-@method()
+@method(timeout_ms=90_000)
 def wait(context: Context, text: TextPayload) -> TextPayload:
     """Take the time that the input says."""
     time.sleep(float(text.text))
     return text
 '''
-LIMITS = "cpu_ms = 9000\nwall_ms = 20000\nmemory_mb = 256\noutput_bytes = 4096\nconcurrency = 8\n"
+LIMITS = "cpu_ms = 9000\nwall_ms = 90000\nmemory_mb = 256\noutput_bytes = 4096\nconcurrency = 8\n"
 APPROVED = '[modules.allowed]\n"approved-*" = ["getpass"]\n'
 RULE = '[grants."{}"]\ncapabilities = ["clock.read"]\n'
-LONG, SHORT = TextPayload("18"), TextPayload("0")
+LONG, SHORT = TextPayload("80"), TextPayload("0")
 
 
 @pytest.fixture
@@ -61,10 +61,10 @@ def begin(gateway: RunningGateway, raw: RawClient, plugin: str) -> set[str]:
     before = {event.fields.request_id for event in gateway.events()
               if isinstance(event.fields, FrameOut)}
     raw.send(codec.encode(Invoke(
-        request_id=call, plugin=plugin, method="wait", payload=LONG, timeout_ms=20_000,
+        request_id=call, plugin=plugin, method="wait", payload=LONG, timeout_ms=90_000,
         commitment_key=os.urandom(32))))
     raw.send(codec.encode(InvokePipeline(
-        request_id=pipeline, timeout_ms=20_000, commitment_key=os.urandom(32),
+        request_id=pipeline, timeout_ms=90_000, commitment_key=os.urandom(32),
         budget=Budget(calls=3, cpu_ms=60_000, output_bytes=60_000), on_error="skip_dependents",
         steps=(
             Step(name="long", plugin=plugin, method="wait", input=LONG),
