@@ -142,6 +142,8 @@ class Context:
 
     def progress(self, fraction: float, note: str = "") -> None:
         """Tell OMEGA how far the call is, from 0.0 to 1.0, with a note of at most 1 KiB."""
+        if not isinstance(note, str):
+            raise TypeError("the note of context.progress is a text")
         if self._progress is not None:
             self._progress(fraction, note)
 

@@ -75,10 +75,12 @@ def describe(source: str, name: str = "plugin.py") -> Description:
     answer = Description()
     try:
         tree = ast.parse(source, name)
-    except SyntaxError as error:
-        answer.problems.append(
-            Mistake(f"{name} line {error.lineno}", f"{error.msg}", "Python that compiles")
-        )
+    except (SyntaxError, ValueError) as error:
+        # A zero byte has no line, and is a ValueError in some releases.
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        found = error.msg if isinstance(error, SyntaxError) else str(error)
+        where = f"{name} line {line}" if line else name
+        answer.problems.append(Mistake(where, found, "Python that compiles"))
         return answer
     answer.modules = sorted({found for found, _ in _imports(tree)} - FREE_MODULES)
     module = types.ModuleType(PLUGIN_MODULE)
@@ -95,6 +97,8 @@ def describe(source: str, name: str = "plugin.py") -> Description:
         found, expected = f"{type(error).__name__}: {error}", "a module that can be imported"
         if "method() takes 0 positional arguments" in found:
             found, expected = "no parentheses behind @method", "@method()"
+        elif isinstance(error, ImportError):
+            expected = "plugin.py alone, and modules that are installed where this command runs"
         answer.problems.append(Mistake(where, found, expected))
         return answer
     for attribute, function in vars(module).items():
@@ -212,7 +216,7 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and not node.level:
             module = node.module or "."
             for alias in node.names:
                 # `from urllib import parse` is the module urllib.parse.
@@ -232,11 +236,15 @@ def _line_of(error: BaseException, name: str) -> int:
 
 def main() -> None:
     """Describe the file that the one argument names."""
-    with open(sys.argv[1], encoding="utf-8-sig") as file:
-        source = file.read()
+    with open(sys.argv[1], "rb") as file:
+        data = file.read()
     # The plugin's own prints must not mix with the answer.
     answer_to, sys.stdout = sys.stdout, sys.stderr
-    answer = describe(source)
+    try:
+        answer = describe(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        where = f"plugin.py line {data.count(10, 0, error.start) + 1}"
+        answer = Description(problems=[Mistake(where, f"{error.reason}", "UTF-8 text")])
     answer_to.write(msgspec.json.encode(answer).decode() + "\n")
 
 

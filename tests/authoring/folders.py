@@ -45,7 +45,7 @@ modules = ["msgspec"]
 def plugin_folder(folder: Path, source: str = PLUGIN, toml: str = TOML, **files: str) -> Path:
     """Write a plugin's folder; other files are given by name with `__` for the dot."""
     folder.mkdir(exist_ok=True)
-    (folder / "plugin.py").write_text(source)
+    (folder / "plugin.py").write_bytes(source.encode(errors="surrogateescape"))
     (folder / "plugin.toml").write_text(toml)
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text)

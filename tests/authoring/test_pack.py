@@ -162,6 +162,11 @@ MISTAKES = {
     "keyword inputs": (
         _method("(c: Context, a: str, **more: str) -> str"), BARE, "count()", "parameters"
     ),
+    "a zero byte": (PLUGIN + "\0", TOML, "plugin.py", "null bytes"),
+    "a letter of another encoding": (
+        PLUGIN + "# \udce9 e\n", TOML, "plugin.py line 15", "invalid continuation byte"
+    ),
+    "a relative import": ("from . import other\n" + PLUGIN, TOML, "plugin.py line 1", "relative"),
     "an async method": (
         _method("(context: Context, text: TextPayload) -> str").replace("def c", "async def c"),
         BARE, "count()", "an async function",

@@ -90,6 +90,10 @@ def half(ctx: Context, text: TextPayload):
     raise ValueError("half of a pair: \\ud800")
 
 @method()
+def misnote(ctx: Context, text: TextPayload):
+    ctx.progress(0.5, 7)
+
+@method()
 def invalid(ctx: Context, text: TextPayload):
     raise InvalidInput("give me numbers")
 
@@ -186,7 +190,8 @@ METHODS = {
     **{
         name: Method(TEXT, JSON)
         for name in (
-            "words", "environment", "talk", "wrong", "half", "invalid", "unanswerable", "leave",
+            "words", "environment", "talk", "wrong", "half", "misnote", "invalid", "unanswerable",
+            "leave",
             "system_exit", "spin", "swallow", "eat", "large", "endless",
             "chatter", "raw", "number", "recurse", "sigsys", "overflow", "missing",
         )
@@ -286,6 +291,7 @@ def test_output_to_the_terminal_goes_nowhere_and_progress_is_printable(one: Work
     [
         ("wrong", "", "plugin_error"),
         ("half", "", "plugin_error"),
+        ("misnote", "", "plugin_error"),
         ("invalid", "", "invalid_input"),
         ("unanswerable", "", "cannot_answer"),
         ("missing", "", "plugin_load_failed"),
