@@ -213,8 +213,7 @@ def serve(home_path: str | None, overrides: dict[str, str]) -> int:
             bundles=BundleFolder(home.bundles), trust=TrustFolder(home.path),
             states=states, artifacts=home.artifacts, signals=signals, clock=clock,
         )
-        for path in _begin(home, core, gateway, ledger, states, clock):
-            log.warning("state file not used", path=path)
+        _begin(home, core, gateway, ledger, states, clock, log)
         _admit(core.state, transport)
         try:
             transport.listen()
@@ -348,16 +347,16 @@ def initial_state(home: Home, clock: SystemClock) -> State:
 
 def _begin(
     home: Home, core: Core, gateway: Gateway, ledger: Ledger, states: StateFolder,
-    clock: SystemClock,
-) -> list[str]:
+    clock: SystemClock, log: Log,
+) -> None:
     """Fold the past, say under what this process runs, end what was open; then it is durable.
 
-    Returns:
-        The state files that the ledger does not vouch for.
+    What lies in the home and is not what the ledger says is told on stderr too.
     """
     state = core.state
     states.sweep()
-    passed_over = take_up_past(gateway, state.inventory, ledger, states)
+    for path in take_up_past(gateway, state.inventory, ledger, states):
+        log.warning("state file not used", path=path)
     pinned = state.inventory.trust_version, state.inventory.trust_sha256
     home = home._replace(trust=TrustFolder(home.path).settle(home.trust, *pinned))
     state.trust, state.trust_sha256 = home.trust.trust, home.trust.sha256
@@ -365,6 +364,8 @@ def _begin(
     bundles.sweep(state.inventory.bundles)
     state.plugins = library = Library(lambda: state.inventory, bundles, home.config.domain)
     damaged = list(library.damaged())
+    for plugin, version in damaged:
+        log.warning("bundle damaged", plugin=plugin, version=version, next="it is quarantined")
     if ledger.recovered is not None:
         gateway.append(ledger.recovered)
     gateway.append(opening(
@@ -377,7 +378,6 @@ def _begin(
     gateway.perform(core.begin(damaged, clock.tick()))
     gateway.turn([])
     ledger.checkpoint()
-    return passed_over
 
 
 def _changes(home: Home, state: State) -> Iterator[EventFields]:

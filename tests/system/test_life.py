@@ -255,3 +255,6 @@ def test_a_damaged_bundle_is_quarantined_and_does_not_stop_the_gateway() -> None
             gateway.omega().invoke("echo-plugin", "echo", "x")
         assert refused.value.code == RefusalCode.PLUGIN_QUARANTINED
         assert gateway.operator().list_plugins().plugins[0].enabled_version is None
+        told = [line for line in gateway.log.read_text().splitlines() if "bundle damaged" in line]
+        assert len(told) == 1, told
+        assert '"plugin": "echo-plugin"' in told[0]
