@@ -55,6 +55,12 @@ def fault(context: Context, text: TextPayload) -> TextPayload:
 LIMITS = "cpu_ms = 9000\nwall_ms = 20000\nmemory_mb = 128\noutput_bytes = 4096\nconcurrency = 8\n"
 
 
+OFTEN_CRASHED = (
+    "\n[breaker]\nconsecutive_max = 100\nwindow_calls = 100\n"
+    "[times]\nrecycle_interval_ms = 600000\n"
+)
+
+
 def recycled(gateway: RunningGateway) -> Counter[str]:
     """Why workers were replaced by now, and how often."""
     fields = [event.fields for event in gateway.events()]
@@ -147,13 +153,15 @@ def test_a_process_that_its_own_code_brought_down_has_its_incarnation_replaced(
 def test_a_plugin_that_crashes_in_every_call_does_not_keep_the_host_starting_workers() -> None:
     """Twenty crashes in a row, with a breaker that lets them through: each is answered as one, and
     one worker was started for them."""
-    with running_gateway("\n[breaker]\nconsecutive_max = 100\nwindow_calls = 100\n") as gateway:
+    with running_gateway(OFTEN_CRASHED) as gateway:
         omega = install(gateway)
         codes = []
         for _ in range(20):
             with pytest.raises(Refused) as refused:
                 omega.invoke("crash-plugin", "forbidden", "x")
             codes.append(refused.value.code)
+        gateway.wait_for_event("the replacement",
+                               lambda event: isinstance(event.fields, ZygoteRecycle))
         starts = sum(isinstance(event.fields, WorkerStart) for event in gateway.events())
 
         assert codes == [RefusalCode.SYSTEM_CALL_FORBIDDEN] * 20
