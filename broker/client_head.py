@@ -14,6 +14,7 @@ Source: RFC 6962, section 2.1; C2SP tlog-checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -171,6 +172,8 @@ class HeadKeeper:
                 return self._read(file.read(65_536))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise GatewayError(f"{self._path}: cannot be read: {error.strerror}") from None
         except (ProofError, UnicodeDecodeError) as error:
             raise GatewayError(
                 f"{self._path}: cannot be used: {error}; put back a copy of it, or move it away if "
@@ -188,13 +191,19 @@ class HeadKeeper:
             if kept.size == checkpoint.size and kept.root != checkpoint.root:
                 raise LedgerForked(f"{self._path} has another root over {kept.size} events")
             return
-        directory = os.path.dirname(self._path)
-        fd, path = tempfile.mkstemp(prefix=".head.", dir=directory)
-        with os.fdopen(fd, "w", encoding="utf-8", newline="\n") as file:
-            file.write(note)
-            file.flush()
-            os.fsync(fd)
-        os.replace(path, self._path)
+        path = ""
+        try:
+            fd, path = tempfile.mkstemp(prefix=".head.", dir=os.path.dirname(self._path))
+            with os.fdopen(fd, "w", encoding="utf-8", newline="\n") as file:
+                file.write(note)
+                file.flush()
+                os.fsync(fd)
+            os.replace(path, self._path)
+        except OSError as error:
+            if path:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            raise GatewayError(f"{self._path}: cannot be kept: {error.strerror}") from None
 
 
 def verify_event(proof: Proof, seq: int) -> None:

@@ -175,6 +175,20 @@ def test_a_damaged_kept_checkpoint_is_said_and_not_skipped(damage):
             OmegaClient(gateway.path())
 
 
+def test_a_head_that_cannot_be_kept_is_an_error_of_the_client_s():
+    """A full or lost volume of the profile ends the call with the file's name, and at once."""
+    with scripted_gateway(Honest(SmallLedger(20), 5)) as gateway:
+        path = f"{gateway.path()}/head.note"
+        with OmegaClient(gateway.path()) as client:
+            os.rename(gateway.path(), f"{gateway.path()}.moved")
+            with pytest.raises(GatewayError, match=r"head\.note: cannot be kept: No such file"):
+                invoke(client)
+            os.rename(f"{gateway.path()}.moved", gateway.path())
+        os.mkdir(path)
+        with pytest.raises(GatewayError, match=r"head\.note: cannot be read: Is a directory"):
+            OmegaClient(gateway.path())
+
+
 def test_the_head_is_asked_for_and_accepted_with_its_proof():
     """`ledger_head` brings the client up to the newest checkpoint."""
     honest = Honest(SmallLedger(20), 5)
