@@ -35,7 +35,7 @@ from schemas.events import Plane
 from schemas.refusals import RefusalCode
 
 MESSAGES_PER_TURN: Final = 32
-FRAMES_DROPPED_PER_TURN: Final = 4096
+FRAMES_DROPPED_PER_TURN: Final = 1024
 COPIED_BYTES_MAX: Final = 64 * 1024
 BYTES_PER_TURN: Final = 1024 * 1024
 CLOSE_MS: Final = 1_000
