@@ -98,6 +98,8 @@ def main() -> NoReturn:
         identity.become_sandbox_user()
         namespaces.unshare_all()
         identity.die_with_parent(setup["supervisor"])
+        # One scope for stub and zygote: the signal of the stub's death must pass.
+        landlock.restrict(landlock.ruleset(files=False))
         pages = clock.time_pages()
         if packaged is not None:
             first = FirstJail(packaged["folder"], packaged["inode"])
@@ -128,7 +130,7 @@ def _wait_outside(child: int, base_filter: bytes) -> NoReturn:
     identity.drop_capabilities()
     identity.hide()
     identity.no_new_privileges()
-    landlock.restrict(landlock.ruleset(files=True))
+    landlock.restrict(landlock.ruleset(files=True, scopes=False))
     seccomp.install(base_filter)
     # The control socket above all: its end of file tells the zygote that the supervisor is gone.
     linux.require("close_range", _HINT, linux.CLOSE_RANGE, 0, 0xFFFFFFFF, 0)

@@ -192,10 +192,9 @@ def supervisor_rules() -> dict[str, Rule]:
     # Threads only (CLONE_THREAD); clone3 hides its flags behind a pointer, so libc must not use it.
     rules["clone"] = Rule(ALLOW, (Check(0, 64, contains=0x10000),), _EPERM)
     rules["clone3"] = Rule(errno_action(errno.ENOSYS))
-    # Its own limits only, and unix streams only: Landlock governs no datagrams.
+    # Its own limits only; unix streams only, in pairs too: Landlock governs no datagrams.
     rules["prlimit64"] = Rule(ALLOW, (Check(0, 32, one_of=(0,)),), _EPERM)
     unix_stream = Check(0, 32, one_of=(1,)), Check(1, 32, subset=0x80801, contains=1)
-    # One end of a pair of datagram sockets may send to any path.
     rules["socket"] = rules["socketpair"] = Rule(ALLOW, unix_stream, _EPERM)
     return rules
 
