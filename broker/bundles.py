@@ -13,6 +13,7 @@ from collections.abc import Collection
 from typing import Final
 
 from broker.durable import replace_file
+from broker.regular import regular
 
 _OURS: Final = re.compile(r"[0-9a-f]{64}(\.part)?")
 
@@ -49,7 +50,7 @@ class BundleFolder:
     def read(self, bundle_sha256: str, *, bytes_max: int) -> bytes | None:
         """Read a bundle's file, or None when it is absent, unreadable or too long."""
         try:
-            with open(self.path(bundle_sha256), "rb") as file:
+            with open(self.path(bundle_sha256), "rb", opener=regular) as file:
                 data = file.read(bytes_max + 1)
         except OSError:
             return None

@@ -29,6 +29,7 @@ from broker.folded import Folded, vouched
 from broker.inventory import Inventory
 from broker.ledger.commit import Ledger
 from broker.ledger.errors import LedgerDamaged, PositionUnknown
+from broker.regular import regular
 from broker.shell import Written
 from schemas.events import Event
 
@@ -182,7 +183,7 @@ def _seqs(folder: str) -> list[int]:
 def _read(path: str, seq: int, ledger: Ledger) -> Folded | None:
     """Read a state of which some event from its position on holds the digest."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             data = file.read(STATE_BYTES_MAX + 1)
         sha256 = hashlib.sha256(data).hexdigest()
         for found in ledger.find(sha256.encode(), seq):

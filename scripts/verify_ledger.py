@@ -20,6 +20,7 @@ import io
 import json
 import os
 import re
+import stat
 import sys
 import zlib
 from collections.abc import Iterator
@@ -49,6 +50,15 @@ EVENT_TYPE = re.compile(
 Point = tuple[int, int, int, int]
 Key = tuple[str, bytes]
 Checkpoint = tuple[str, int, bytes]
+
+
+def regular(path: str, flags: int) -> int:
+    """Open a regular file: a pipe would hold the verifier up, and a device gives bytes for ever."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(22, "not a regular file", path)  # EINVAL
 
 
 class DamageError(Exception):
@@ -285,7 +295,7 @@ class Events:
         """Take the hashes of the events before the first one there, if there are as many."""
         path, hashes = f"{self.directory}/before.hashes", b""
         if os.path.isfile(path):
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=regular) as file:
                 hashes = file.read(first * 32)
                 self.before = os.path.getsize(path) / 32
         if first and len(hashes) == first * 32:
@@ -334,7 +344,7 @@ class Events:
 
     def lines(self) -> Iterator[bytes]:
         """Give the lines of the present segment; a compressed one is one gzip member."""
-        with open(f"{self.directory}/{self.file}", "rb") as file:
+        with open(f"{self.directory}/{self.file}", "rb", opener=regular) as file:
             if not self.file.endswith(".gz"):
                 yield from file
                 return
@@ -408,7 +418,7 @@ class Log:
         self.problem: DamageError | None = None
         self.directory, path = directory, f"{directory}/checkpoints.log"
         if os.path.exists(path):
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=regular) as file:
                 self.read(file.read())
 
     def read(self, data: bytes) -> None:
@@ -452,8 +462,8 @@ class Log:
         if events.begins:
             self.must_be_reached(events.begins)
         try:
-            with open(f"{self.directory}/checkpoint", "rb") as file:
-                size = verify_note(file.read().decode(), key)[1]
+            with open(f"{self.directory}/checkpoint", "rb", opener=regular) as file:
+                size = verify_note(file.read(ENTRY_BYTES_MAX).decode(), key)[1]
         except (FileNotFoundError, WrongError, UnicodeDecodeError):
             return
         self.must_reach(size)
@@ -474,7 +484,7 @@ class Log:
 def read_anchor(anchor: str) -> tuple[str, int] | DamageError:
     """Give the anchor's note and the size it claims, or the problem with it."""
     try:
-        with open(f"{anchor}/head", "rb") as file:
+        with open(f"{anchor}/head", "rb", opener=regular) as file:
             note = file.read(ENTRY_BYTES_MAX).decode()
         return note, parse_note(note)[1][1]
     except FileNotFoundError:

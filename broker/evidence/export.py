@@ -21,6 +21,7 @@ from broker.evidence.reading import LedgerReader
 from broker.evidence.verify import VerificationReport, verify_directory
 from broker.ledger.errors import LedgerDamaged, PositionUnknown
 from broker.ledger.segments import BEFORE_FILE, list_segments
+from broker.regular import regular
 from schemas.events import line_hash
 from schemas.proof import VerifierKey, parse_checkpoint, parse_note
 
@@ -92,7 +93,7 @@ def export(
 
 def _checkpoints(directory: str, size: int) -> tuple[bytes, int]:
     """Give the log's entries up to the first that covers so many events, and how many it covers."""
-    with open(f"{directory}/checkpoints.log", "rb") as file:
+    with open(f"{directory}/checkpoints.log", "rb", opener=regular) as file:
         data = file.read()
     for entry in _ENTRY.finditer(data):
         covered = parse_checkpoint(parse_note(entry[1].decode()).text).size

@@ -15,6 +15,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Final, cast
 
+from broker.regular import regular
+
 PLAIN: Final = ".ndjson"
 COMPRESSED: Final = ".ndjson.gz"
 _HEADER: Final = bytes.fromhex("1f8b08000000000000ff")
@@ -42,9 +44,10 @@ def open_segment(path: str) -> BinaryIO:
     """
     if path.endswith(PLAIN):
         try:
-            return open(path, "rb")
+            return open(path, "rb", opener=regular)
         except FileNotFoundError:
             path += ".gz"
+    os.close(regular(path, os.O_RDONLY))
     return cast("BinaryIO", gzip.open(path, "rb"))
 
 

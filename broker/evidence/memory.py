@@ -23,6 +23,7 @@ import msgspec
 
 from broker.evidence.files import segment_names
 from broker.evidence.walk import file_identity
+from broker.regular import regular
 
 _BYTES_MAX: Final = 64 * 1024 * 1024
 
@@ -91,13 +92,13 @@ def recall(
     """
     try:
         names = segment_names(f"{directory}/segments")
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             memory = msgspec.json.decode(file.read(_BYTES_MAX), type=Memory)
         same = all(
             file_identity(f"{directory}/segments/{name}") == identity
             for name, (_, identity) in zip(names, memory.segments, strict=False)
         )
-        with open(f"{directory}/checkpoints.log", "rb") as file:
+        with open(f"{directory}/checkpoints.log", "rb", opener=regular) as file:
             begin = file.read(memory.log_bytes)
         peaks = memory.hashes
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, ValueError):

@@ -38,6 +38,7 @@ from broker.ledger.segments import (
     segment_path,
 )
 from broker.ledger.tiles import TILE_BYTES, subtree_hash
+from broker.regular import regular
 from schemas.events import LINE_BYTES_MAX, InvalidEvent, decode_event, line_hash
 from schemas.proof import HASH_BYTES, Checkpoint, ProofError, VerifierKey
 
@@ -136,7 +137,7 @@ class LedgerReader:
             )
 
     def _open(self, path: str) -> int:
-        descriptor = os.open(path, _READ)
+        descriptor = regular(path, _READ)
         self._files.callback(os.close, descriptor)
         return descriptor
 
@@ -223,7 +224,7 @@ def _before(directory: str, first_seqs: list[int]) -> bytes:
     path = f"{directory}/before.hashes"
     if not length or not os.path.isfile(path) or os.path.getsize(path) < length:
         return b""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         return file.read(length)
 
 

@@ -32,6 +32,7 @@ from broker.evidence.problems import DamageError, Problem, ProblemKind
 from broker.evidence.walk import SegmentTask, Walked, first_log_id, last_hash, subtrees
 from broker.ledger.merkle import CompactRange
 from broker.ledger.signature import check_signature
+from broker.regular import regular
 from schemas.events import GENESIS_HASH
 from schemas.proof import (
     HASH_BYTES,
@@ -220,7 +221,7 @@ class _Events:
         """
         first = self._segments.first_seqs[0] if self._segments.first_seqs else 0
         try:
-            with open(f"{self._segments.directory}/{BEFORE_FILE}", "rb") as file:
+            with open(f"{self._segments.directory}/{BEFORE_FILE}", "rb", opener=regular) as file:
                 hashes = file.read(first * HASH_BYTES)
                 self._before = os.fstat(file.fileno()).st_size / HASH_BYTES
         except FileNotFoundError:
@@ -343,7 +344,7 @@ class _CheckpointLog:
         self._problem: DamageError | None = None
         self._reader_path = f"{directory}/checkpoint"
         try:
-            with open(f"{directory}/checkpoints.log", "rb") as file:
+            with open(f"{directory}/checkpoints.log", "rb", opener=regular) as file:
                 self._data = file.read()
             self._read(self._data)
         except FileNotFoundError:
@@ -415,8 +416,8 @@ class _CheckpointLog:
     def _check_reader_copy(self, key: VerifierKey) -> None:
         """A newer note in the readers' file than in the log says that the log lost its end."""
         try:
-            with open(self._reader_path, "rb") as file:
-                copy = verify_checkpoint(file.read().decode(), key, check_signature)
+            with open(self._reader_path, "rb", opener=regular) as file:
+                copy = verify_checkpoint(file.read(_TORN_BYTES_MAX).decode(), key, check_signature)
         except (FileNotFoundError, ProofError, UnicodeDecodeError):
             # It is a convenience that a power cut may damage; the log is the record.
             return
@@ -464,7 +465,7 @@ def _read_anchor(anchor_directory: str) -> _Entry | Problem:
     """Read the anchor's head; a problem is told only after the ledger itself was verified."""
     kind: ProblemKind = "anchor_invalid"
     try:
-        with open(f"{anchor_directory}/head", "rb") as file:
+        with open(f"{anchor_directory}/head", "rb", opener=regular) as file:
             note = file.read(_TORN_BYTES_MAX).decode()
         return _Entry("anchor/head", 0, 0, note, parse_checkpoint(parse_note(note).text))
     except FileNotFoundError:

@@ -27,6 +27,7 @@ from broker.evidence.files import COMPRESSED, CompressionDamaged, open_segment, 
 from broker.evidence.lines import admit
 from broker.evidence.problems import DamageError, Problem, ProblemKind
 from broker.ledger.merkle import fold
+from broker.regular import regular
 from schemas.events import (
     LINE_BYTES_MAX,
     Event,
@@ -166,7 +167,7 @@ class _Walk:
 
     def walk(self, tell: Callable[[int], None]) -> None:
         offset = 0
-        with open(self._path, "rb") as file:
+        with open(self._path, "rb", opener=regular) as file:
             self.identity = file_identity(file.fileno())
             rest = b""
             for chunk, length in self._pieces(file):

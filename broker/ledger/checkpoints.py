@@ -23,6 +23,7 @@ import nacl.signing
 from broker.ledger.errors import LedgerDamaged, LedgerTruncated
 from broker.ledger.signature import check_signature
 from broker.ledger.volume import Volume, replace_file, write_all
+from broker.regular import regular
 from schemas.proof import (
     Checkpoint,
     ProofError,
@@ -74,7 +75,7 @@ def read_log(path: str, key: VerifierKey) -> tuple[Newest | None, bytes]:
         LedgerDamaged: the newest entry does not verify, or what follows it is no torn entry.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             begin = max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES)
             file.seek(begin)
             data = file.read()
@@ -95,7 +96,7 @@ def read_log(path: str, key: VerifierKey) -> tuple[Newest | None, bytes]:
 
 def _read_note(path: str) -> str | None:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             return file.read(_ENTRY_BYTES_MAX).decode("utf-8", "replace")
     except FileNotFoundError:
         return None

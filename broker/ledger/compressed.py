@@ -21,6 +21,7 @@ from typing import BinaryIO, Final
 
 from broker.ledger.errors import LedgerDamaged
 from broker.ledger.volume import Volume, sync_directory, write_all
+from broker.regular import regular
 
 SUFFIX: Final = ".gz"
 PLAIN_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -43,9 +44,9 @@ def open_lines(path: str) -> int:
         OSError: it cannot be read.
     """
     try:
-        return os.open(path, _READ)
+        return regular(path, _READ)
     except FileNotFoundError:
-        source = os.open(path + SUFFIX, _READ)
+        source = regular(path + SUFFIX, _READ)
     memory = os.memfd_create("segment", os.MFD_CLOEXEC)
     try:
         for data in _plain(source, path + SUFFIX):
@@ -74,7 +75,7 @@ def compress(volume: Volume, path: str) -> tuple[int, int]:
         OSError: the volume does not let us; nothing was removed.
     """
     try:
-        source = os.open(path, _READ)
+        source = regular(path, _READ)
     except FileNotFoundError:
         return 0, 0
     folder = os.path.dirname(os.path.dirname(path))

@@ -40,6 +40,7 @@ from broker.ledger.segments import (
 from broker.ledger.space import prepare_ballast
 from broker.ledger.tiles import Tiles
 from broker.ledger.volume import Volume, make_directory, sync_directory, write_all
+from broker.regular import regular
 from schemas.events import LedgerRecovery
 from schemas.proof import HASH_BYTES, Checkpoint
 
@@ -147,7 +148,7 @@ def _open_tiles(
         stored.close()
     made = Tiles(volume, directory, 0)
     if first_seqs[0]:
-        with open(f"{directory}/{BEFORE_FILE}", "rb") as file:
+        with open(f"{directory}/{BEFORE_FILE}", "rb", opener=regular) as file:
             made.extend(file.read(first_seqs[0] * HASH_BYTES))
     wrong = _grow(made, scan_all(directory, first_seqs), signed)
     if wrong is not None:

@@ -24,6 +24,7 @@ from typing import BinaryIO, Final, NamedTuple
 from broker.ledger.compressed import open_lines
 from broker.ledger.errors import LedgerDamaged
 from broker.ledger.volume import Volume, sync_directory, write_all
+from broker.regular import regular
 from schemas.events import GENESIS_HASH, LINE_BYTES_MAX, LedgerClose, LedgerRoll
 from schemas.proof import HASH_BYTES
 
@@ -168,7 +169,7 @@ def hash_before(directory: str, first_seq: int) -> str:
     if first_seq == 0:
         return GENESIS_HASH
     try:
-        with open(f"{directory}/{BEFORE_FILE}", "rb") as file:
+        with open(f"{directory}/{BEFORE_FILE}", "rb", opener=regular) as file:
             file.seek((first_seq - 1) * HASH_BYTES)
             found = file.read(HASH_BYTES)
     except FileNotFoundError:

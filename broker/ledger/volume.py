@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from broker.regular import regular
+
 _FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -19,8 +21,9 @@ class Volume:
     """The calls as the kernel has them; a test overrides one to make it fail."""
 
     def open(self, path: str, flags: int) -> int:
-        """Open or create a file with mode 0600; see open(2)."""
-        return os.open(path, flags | _FLAGS, 0o600)
+        """Open or create a regular file with mode 0600, or open a folder; see open(2)."""
+        opened = os.open if flags & os.O_DIRECTORY else regular
+        return opened(path, flags | _FLAGS, 0o600)
 
     def mkdir(self, path: str) -> None:
         """Make a directory with mode 0700; see mkdir(2)."""

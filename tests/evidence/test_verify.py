@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nacl.signing
@@ -14,7 +17,7 @@ import pytest
 
 from broker.evidence.verify import verify_directory
 from broker.ledger.commit import Ledger
-from broker.ledger.errors import LedgerRefused
+from broker.ledger.errors import LedgerRefused, LedgerUnwritable
 from schemas.events import EVENT_TYPES, GENESIS_HASH, LedgerClose, encode_event
 from schemas.proof import Checkpoint, ProofError, VerifierKey, sign_note
 from tests.evidence.conftest import SCRIPT, both
@@ -383,6 +386,52 @@ def test_the_script_says_what_is_wrong_with_its_arguments(written, tmp_path):
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert "verify_ledger.py: error:" in done.stderr
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Fail what does not come back."""
+
+    def ring(_number: int, _frame: object) -> None:
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(20)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("device", [False, True])
+@pytest.mark.parametrize("name", [
+    "checkpoints.log", "checkpoint", "segments/000000000007.ndjson", "anchor/head",
+])
+def test_what_is_no_file_is_refused_at_once(script, written, name, device):
+    """A pipe or a device in a file's place holds nobody up: no verifier, no start, no proof."""
+    path = (written.anchor if name == "anchor/head" else written.ledger) / Path(name).name
+    if name.startswith("segments"):
+        path = written.ledger / name
+    path.unlink()
+    if device:
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    arguments = str(written.ledger), VERIFIER_KEY, str(written.anchor)
+    with patience():
+        for verify in (script.verify, verify_ledger):
+            with pytest.raises(OSError, match="not a regular file"):
+                verify(*arguments)
+        if name != "checkpoint":
+            # That one is for readers; a start writes it anew.
+            with pytest.raises(LedgerUnwritable, match=r"not a regular file|symbolic links"):
+                written.open()
+
+
+def verify_ledger(directory: str, key: str, anchor: str) -> object:
+    """The gateway's verifier, with the arguments of the script's."""
+    return verify_directory(directory, verifier_key=key, anchor_directory=anchor)
 
 
 def test_a_copied_directory_verifies_and_cannot_be_continued_under_the_anchor(written, tmp_path):
