@@ -442,7 +442,7 @@ def test_a_file_that_is_in_the_way_is_named(place):
     (place.anchor / "head").mkdir()
     with pytest.raises(LedgerUnwritable) as refusal:
         place.open()
-    assert str(refusal.value) == f"{place.anchor}/head: Is a directory"
+    assert str(refusal.value) == f"{place.anchor}/head: not a regular file"
 
 
 # --- kill -9 ---
