@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from schemas.events import LedgerRoll, StateSnapshot
+from tests.support import gateway as support
 from tests.support.gateway import RunningGateway, running_gateway, wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.once]
@@ -28,12 +29,11 @@ def vouched(gateway: RunningGateway) -> int:
                for event in gateway.events())
 
 
-def test_a_sealed_gateway_writes_states_while_it_serves() -> None:
+def test_a_sealed_gateway_writes_states_while_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each segment's state is written by a thread under the broker's seal and vouched for later;
     after kill -9 the next start goes on, and an orderly end leaves nothing unfinished."""
+    monkeypatch.setattr(support, "SERVE", SHORT + support.SERVE)
     with running_gateway() as gateway:
-        gateway.stop()
-        gateway.start(SHORT)
         operator, starts = gateway.operator(), vouched(gateway)
 
         def rolled() -> bool:
@@ -46,7 +46,7 @@ def test_a_sealed_gateway_writes_states_while_it_serves() -> None:
         (gateway.home / "registry" / "state-7.json.part").write_bytes(b"{")
         os.kill(gateway.pid, signal.SIGKILL)
         gateway.stop()
-        gateway.start(SHORT)
+        gateway.start()
         assert gateway.operator().status().ledger_size > len(events)
         assert not [one for one in states(gateway) if one.suffix == ".part"]
         assert gateway.stop() == 0
