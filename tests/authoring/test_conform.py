@@ -100,7 +100,7 @@ def con_11(context: Context, data: DatasetSlicePayload) -> str:
     return "x"
 
 
-@method(timeout_ms=2000)
+@method(timeout_ms=1200)
 def con_12(context: Context, data: DatasetSlicePayload) -> str:
     if data.keys == ("a", "b"):
         system.read(3, 1)
@@ -158,7 +158,7 @@ publisher = "development"
 description = "Breaks every rule, each in one method."
 modules = ["msgspec"]
 [limits]
-cpu_ms = 1500
+cpu_ms = 1000
 wall_ms = 20000
 memory_mb = 256
 output_bytes = 8192
