@@ -11,6 +11,7 @@ section 6; docs/LEDGER.md, `policy.change`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from broker.client_keys import take_keys
@@ -24,8 +25,11 @@ from broker.supervision import Supervision
 from schemas.events import PolicyChange
 from schemas.policy import Policy
 
-FIXED: Final = ("format", "domain", "log_id", "omega", "admin", "process", "ledger", "log")
-"""What is bound when the gateway starts."""
+FIXED: Final = (
+    "format", "domain", "log_id", "omega", "admin", "process", "ledger", "log",
+    "limits.request_window", "limits.request_window_ms",
+)
+"""What is bound when the gateway starts: sockets, files, and what `ledger.open` pins."""
 
 
 class Settings(NamedTuple):
@@ -42,9 +46,10 @@ class Settings(NamedTuple):
 
 
 def fixed_difference(before: GatewayConfig, after: GatewayConfig) -> str | None:
-    """Name a section that differs and needs a new start, or None."""
+    """Name a section or number that differs and needs a new start, or None."""
     for name in FIXED:
-        if getattr(before, name) != getattr(after, name):
+        value = attrgetter(name)
+        if value(before) != value(after):
             return name
     return None
 

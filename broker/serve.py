@@ -318,6 +318,8 @@ def opening(
         trust_sha256=trust_sha256,
         trust_version=trust_version,
         policy_sha256=policy_sha256,
+        request_window=config.limits.request_window,
+        request_window_ms=config.limits.request_window_ms,
     )
 
 

@@ -154,11 +154,6 @@ class State:
         self.fleet.reconfigure(config.times, config.workers, config.limits)
         self.breakers.config = config.breaker
         self.drops.per_second_max = config.limits.bad_frames_per_s_max
-        for window in self.windows.values():
-            window.reconfigure(
-                entries_max=config.limits.request_window,
-                window_us=config.limits.request_window_ms * 1000,
-            )
 
     # --- effects ---
 

@@ -99,6 +99,8 @@ class LedgerOpen(EventFields, frozen=True, kw_only=True):
     trust_sha256: Sha256
     trust_version: Count
     policy_sha256: Sha256
+    request_window: Count | None = None
+    request_window_ms: Milliseconds | None = None
     restored_from: LogId | None = None
     restore_reason: ShortText | None = None
     archived_before: Count | None = None

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from broker.evidence.accepted import AcceptedRequests
 from schemas.events import (
     BreakerChange,
     DeterminismMismatch,
@@ -48,8 +49,6 @@ from schemas.events import (
     WorkerStart,
 )
 
-DAY_US: Final = 24 * 3_600 * 1_000_000
-"""How long a request id is never used again, in us."""
 LATE_US: Final = 15_000_000
 """How long after its deadline an end may come: what a flush may take at most, and some, in us."""
 NO_REPLY_YET: Final = ("progress", "keep_alive")
@@ -126,7 +125,7 @@ class History:
         self.inherited: set[str] = set()
         self.outputs: dict[tuple[str, ...], tuple[str, int]] = {}
         self.breakers: dict[tuple[str, str], Breaker] = {}
-        self.accepted_us: dict[str, int] = {}
+        self.accepted = AcceptedRequests()
         self.untold: dict[str, InvokeEnd | InvokeRefuse] = {}
         self.condemned: set[str] = set()
         self.doubted: set[str] = set()
@@ -226,8 +225,9 @@ class History:
         self._asked_again.clear()
         self.dropped.clear()
 
-    def _open(self, fields: LedgerOpen, _event: Event) -> None:
+    def _open(self, fields: LedgerOpen, event: Event) -> None:
         self._begin_anew()
+        self.accepted.open(fields, event)
         self.runs += 1
         self.opened = fields
         self.inherited = set(self.calls)
@@ -335,6 +335,7 @@ class History:
         if fields.plane != "worker":
             self.heard[fields.peer] = fields
             if fields.request_id is not None:
+                self.accepted.asked()
                 key = fields.peer, fields.request_id
                 # A request id that comes again is refused, and its first request waits on.
                 if self.pending.setdefault(key, fields) is not fields:
@@ -408,7 +409,7 @@ class History:
     # --- invocations ---
 
     def _accept(self, fields: InvokeAccept, event: Event) -> None:
-        self.accepted_us[fields.request_id] = event.ts_us
+        self.accepted.accept(fields, event)
         call = Call(fields, event.mono_us + fields.timeout_ms * 1000)
         self.calls[fields.request_id] = call
         heapq.heappush(self._deadlines, (call.deadline_us, fields.request_id))

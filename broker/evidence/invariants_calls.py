@@ -10,7 +10,6 @@ from typing import Final
 
 from broker.evidence.history import (
     CLOSED,
-    DAY_US,
     LATE_US,
     Call,
     History,
@@ -199,8 +198,8 @@ def _refused_by_role(history: History, fields: FrameOut) -> Finding | None:
 
 @invariant(
     "AUD-05", "INV-PNP-10",
-    "One request id is accepted once, every accepted invocation ends exactly once, and after a "
-    "restart as abandoned before anything else happens",
+    "One request id is accepted once within the window that its run pins, every accepted "
+    "invocation ends exactly once, and after a restart as abandoned before anything else happens",
     InvokeAccept, InvokeEnd, LedgerClose, FrameIn, FrameOut, FrameDrop, WorkerStart,
 )
 def _ends(history: History, event: Event) -> Finding | None:
@@ -215,8 +214,8 @@ def _ends(history: History, event: Event) -> Finding | None:
         first = min(history.inherited)
         return f"invoke.end of {first}, which an earlier run left open", fields.EVENT_TYPE
     if isinstance(fields, InvokeAccept):
-        before = history.accepted_us.get(fields.request_id)
-        if before is not None and abs(event.ts_us - before) < DAY_US:
+        is_open = fields.request_id in history.calls
+        if is_open or history.accepted.remembers(fields.request_id, event):
             return "a request id that was not accepted before", fields.request_id
     if isinstance(fields, LedgerClose) and history.calls and fields.reason != "failed":
         return "no open invocation at the close", f"{min(history.calls)} is open"

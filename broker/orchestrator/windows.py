@@ -77,17 +77,13 @@ class RequestWindow:
 
     def __init__(self, *, entries_max: int, window_us: int) -> None:
         """Begin empty, with a bound in entries and one in us."""
-        self.reconfigure(entries_max=entries_max, window_us=window_us)
+        self._entries_max = entries_max
+        self._window_us = window_us
         self._pieces: deque[_Piece] = deque()
         # The number of the first piece's first id, counted from the first id ever, and how many of
         # that piece's ids were forgotten.
         self._begin, self._forgotten = 0, 0
         self._numbers: dict[bytes, int] = {}
-
-    def reconfigure(self, *, entries_max: int, window_us: int) -> None:
-        """Hold to other bounds from the next id on; what was forgotten stays so."""
-        self._entries_max = entries_max
-        self._window_us = window_us
 
     def admit(self, key: bytes, now_us: int) -> bool:
         """Remember a request id, see `request_key`; False when it was used within the window."""

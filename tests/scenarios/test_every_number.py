@@ -15,7 +15,7 @@ import pytest
 
 from broker.config import GatewayConfig
 from broker.policy import policy_digest
-from broker.reload import Settings
+from broker.reload import FIXED, Settings, fixed_difference
 from schemas.messages import Run
 from tests.scenarios.stage import Stage
 from tests.scenarios.test_scenarios import PREPARED
@@ -149,13 +149,22 @@ def test_a_number_has_its_effect(name: str) -> None:
     assert effect.word not in last_lines(name, effect.other, effect.commands)
 
 
-@pytest.mark.parametrize("name", EFFECTS)
+@pytest.mark.parametrize("name", sorted(EFFECTS.keys() - set(FIXED)))
 def test_a_number_has_its_effect_when_it_is_changed_while_the_gateway_runs(name: str) -> None:
     """A reload is enough: nothing that was made before holds on to the number before."""
     value, other, word, commands = EFFECTS[name]
 
     assert word in last_lines(name, value, commands, instead_of=other)
     assert word not in last_lines(name, other, commands, instead_of=value)
+
+
+@pytest.mark.parametrize("name", sorted(EFFECTS.keys() & set(FIXED)))
+def test_a_number_that_the_ledger_pins_needs_a_new_start(name: str) -> None:
+    """Under another one the settings are refused by its name, under the same they are not."""
+    before = Stage().config
+
+    assert fixed_difference(before, with_number(before, name, EFFECTS[name].other)) == name
+    assert fixed_difference(before, msgspec.structs.replace(before)) is None
 
 
 @pytest.mark.parametrize("margin_ms", [50, 300])
