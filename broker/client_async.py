@@ -212,6 +212,10 @@ class AsyncOmegaClient:
                     f"{self._link.nobody_sentence()}; the request was not sent"
                 ) from None
             raise TimedOut(request_id, timeout_s) from None
+        except Unreachable as error:
+            if not sent:
+                raise Unreachable(f"{error}; the request was not sent") from None
+            raise
         finally:
             self._futures.pop(request_id, None)
             self._session.waiting.pop(request_id, None)

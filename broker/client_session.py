@@ -25,7 +25,7 @@ from schemas import messages
 from schemas.canonical import JsonValue, document_bytes
 from schemas.codec import WireError, decode_reply, encode
 from schemas.messages import Progress, Receipt, Refusal, Reply, Usage
-from schemas.names import FRAME_BYTES_MAX_ADMIN, FRAME_BYTES_MAX_OMEGA, Role
+from schemas.names import FRAME_BYTES_MAX_ADMIN, FRAME_BYTES_MAX_OMEGA, READ_BYTES_MAX, Role
 from schemas.payloads import (
     BinaryRefPayload,
     DatasetSlicePayload,
@@ -38,6 +38,10 @@ from schemas.proof import Checkpoint
 
 GRACE_S: Final = 2.0
 """How much longer than the gateway a client waits, so that a typed refusal can arrive."""
+
+_BYTES_MAX: Final[dict[Role, int]] = {
+    "omega": FRAME_BYTES_MAX_OMEGA, "operator": FRAME_BYTES_MAX_ADMIN, "auditor": READ_BYTES_MAX,
+}
 
 PayloadLike = Payload | JsonValue
 OnProgress = Callable[[Progress], None]
@@ -258,9 +262,10 @@ class Session:
     ) -> tuple[str, bytes]:
         frame = encode(request)
         role = self.profile.settings.role
-        allowed = FRAME_BYTES_MAX_OMEGA if role == "omega" else FRAME_BYTES_MAX_ADMIN
+        allowed = _BYTES_MAX[role]
         if len(frame) > allowed:
-            # Sent, it would end the connection, and with it every other call in flight.
+            # Sent, it would end the connection, and with it every other call in flight; or be
+            # refused as too large where what is wrong is the role.
             raise GatewayError(
                 f"the request has {len(frame)} bytes, a gateway takes at most {allowed} from a "
                 f"client of role {role}; nothing was sent"

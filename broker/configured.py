@@ -167,7 +167,8 @@ def _checked(document: Document, origin: str) -> GatewayConfig:
             if found := pattern.fullmatch(what):
                 where, what = f"{where}.{found[1]}", sentence
         if what.startswith("Invalid enum"):
-            what += f", expected {next(mistakes(document, GatewayConfig, '$')).expected}"
+            its = (one for one in mistakes(document, GatewayConfig, "$") if one.where == where)
+            what += "".join(f", expected {one.expected}" for one in its)
         raise _invalid(origin, where, what) from None
     try:
         msgspec.convert(config.log_id, LogId)

@@ -1,8 +1,9 @@
 """The request id of a frame whatever else it holds, so that its sender can be told what was wrong.
 
 Rules this file keeps: looking for it costs little, however large the frame is and whatever lies in
-it; so a large frame is not decoded, and its id is found where it stands near the frame's beginning
-as every client of ours writes it. What is found is an id's text and nothing else.
+it. So a large frame is not decoded, and its id is found only where every client of ours writes it,
+as the first field or the one behind `type`: further on it may be a part of somebody's bundle or
+payload that only looks like one. What is found is an id's text and nothing else.
 
 It leaves what a frame means to `schemas.codec`. Source: docs/WIRE.md.
 """
@@ -19,7 +20,6 @@ from schemas.names import RequestId
 
 DECODED_BYTES_MAX: Final = 64 * 1024
 """The largest frame that is looked through; skipping 16 MiB of nothings takes 40 ms."""
-_NEAR_BYTES: Final = 4096
 
 
 class _Tag(msgspec.Struct):
@@ -29,7 +29,11 @@ class _Tag(msgspec.Struct):
 
 
 _decoder: Final = msgspec.msgpack.Decoder(_Tag)
-_written: Final = re.compile(rb"\xaarequest_id(\xd9\x24[0-9a-f-]{36})")
+_begin: Final = re.compile(
+    rb"(?s:[\x81-\x8f]|\xde..|\xdf....)"
+    rb"((?:\xa4type[\xa1-\xbf][a-z_]{1,31})?\xaarequest_id\xd9\x24[0-9a-f-]{36})"
+)
+"""How a map begins that names its type and its request id first; what it names is in the group."""
 
 
 def request_id_of(frame: Frame) -> str | None:
@@ -38,10 +42,11 @@ def request_id_of(frame: Frame) -> str | None:
         return None
     body = memoryview(frame)[4:]
     if len(frame) > DECODED_BYTES_MAX:
-        found = _written.search(body[:_NEAR_BYTES])
+        found = _begin.match(body)
         if found is None:
             return None
-        body = memoryview(b"\x81\xaarequest_id" + found[1])
+        # A map of these fields alone: the decoder holds each length against what is there.
+        body = memoryview((b"\x82" if found[1].startswith(b"\xa4type") else b"\x81") + found[1])
     try:
         return _decoder.decode(body).request_id
     except DECODE_ERRORS:

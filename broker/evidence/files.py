@@ -47,8 +47,12 @@ def open_segment(path: str) -> BinaryIO:
             return open(path, "rb", opener=regular)
         except FileNotFoundError:
             path += ".gz"
-    os.close(regular(path, os.O_RDONLY))
-    return cast("BinaryIO", gzip.open(path, "rb"))
+    descriptor = regular(path, os.O_RDONLY)
+    try:
+        # By its descriptor: at its path something else may lie by now.
+        return cast("BinaryIO", gzip.open(f"/proc/self/fd/{descriptor}", "rb"))
+    finally:
+        os.close(descriptor)
 
 
 def pieces(file: BinaryIO, *, compressed: bool) -> Iterator[tuple[bytes, int]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 
 import msgspec
 import pytest
+import zmq
 
 from broker.client import (
     AsyncOmegaClient,
@@ -178,6 +179,21 @@ def test_a_call_that_never_left_is_unreachable_and_not_timed_out():
         await asyncio.to_thread(gateway.stop)
         with pytest.raises(Unreachable, match="the request was not sent"):
             await omega.invoke("a-plugin", "m", "x", timeout=0.05)
+
+    run(lambda request: [echo(request)], body)
+
+
+def test_a_call_that_waits_to_leave_when_the_connection_is_lost_says_that_it_did_not():
+    """The loss is noticed while the call still waits: it is told apart from calls that left."""
+    async def body(gateway: ScriptedGateway, omega: AsyncOmegaClient) -> None:
+        await omega.invoke("a-plugin", "m", "x")
+        # Nothing is awaited, so the client does not see the loss before the call begins.
+        gateway.stop()
+        deadline = time.monotonic() + 20
+        while omega._link.socket.poll(1, zmq.POLLOUT):
+            assert time.monotonic() < deadline, "the connection did not end"
+        with pytest.raises(Unreachable, match=r"was lost.*the request was not sent"):
+            await omega.invoke("a-plugin", "m", "x", timeout=20)
 
     run(lambda request: [echo(request)], body)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from broker.client import GatewayError, Refused
+from broker.client import AdminClient, GatewayError, Refused
 from schemas import messages
 from schemas.refusals import RefusalCode
 from tests.broker.scripted_gateway import Request, echo, scripted_gateway
@@ -31,6 +31,14 @@ def test_a_request_that_is_too_large_is_not_sent_and_costs_nothing_else():
             omega.invoke("a-plugin", "m", "x" * 2_097_152)
         assert omega.invoke("a-plugin", "m", "y").text == "y"
         assert len(gateway.requests) == 1
+
+
+def test_an_auditor_hears_what_an_auditor_may_send():
+    """A bundle is nothing for an auditor, and the sentence speaks of the role."""
+    with scripted_gateway() as gateway, AdminClient(gateway.path("auditor")) as auditor:
+        with pytest.raises(GatewayError, match="at most 65536 from a client of role auditor"):
+            auditor.register_plugin(bytes(65_536))
+        assert not gateway.requests
 
 
 def test_an_error_in_a_callback_leaves_nothing_behind():

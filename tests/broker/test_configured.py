@@ -133,6 +133,14 @@ def test_a_word_that_is_none_of_a_list_is_told_the_list(path: str) -> None:
         config_with_origins(path, environment={}, overrides={"ledger.durability": "fast"})
 
 
+def test_the_list_is_that_of_the_word_and_not_of_another_mistake(path: str) -> None:
+    """A second mistake of the file does not lend its own words."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('[log]\nlevel = "loud"\n[nothing]\n')
+    with pytest.raises(HomeRefused, match=r"'loud', expected one of debug, info, warning, error$"):
+        config_with_origins(path, environment={}, overrides={})
+
+
 def test_a_silence_shorter_than_the_question_is_refused(path: str) -> None:
     """It would end every idle worker before it was asked; together both may be short."""
     with pytest.raises(HomeRefused, match=r"the command line: \$\.times\.ping_silence_ms: must be"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
 import subprocess
@@ -14,7 +16,7 @@ from nacl.signing import SigningKey
 from broker.cli.ledger import Tail
 from broker.cli.main import run
 from broker.evidence.events import read_events
-from broker.evidence.files import segment_names
+from broker.evidence.files import open_segment, segment_names
 from broker.evidence.reading import LedgerReader
 from broker.evidence.verify import verify_directory
 from broker.home import create_home
@@ -24,6 +26,7 @@ from broker.ledger.errors import LedgerDamaged
 from broker.ledger.segments import list_segments, segment_path
 from broker.ledger.volume import Volume
 from schemas.proof import parse_verifier_key
+from tests.evidence.test_verify import patience
 from tests.ledger.conftest import VERIFIER_KEY, Place
 
 ROOT = Path(__file__).parents[2]
@@ -181,3 +184,24 @@ def test_the_command_compresses_a_homes_ledger(tmp_path, capsysbinary):
     assert (told[0]["segments"], told[1]["segments"]) == (1, 0)
     assert told[0]["bytes_before"] > 3 * told[0]["bytes_after"] > 0
     assert run(["ledger", "verify", "--home", path]) == 0
+
+
+def test_what_takes_the_place_of_a_segment_between_look_and_reading_holds_nobody_up(tmp_path):
+    """A pipe that is exchanged with the compressed segment is refused or never seen."""
+    segment, pipe = tmp_path / "000000000000.ndjson.gz", tmp_path / "pipe"
+    segment.write_bytes(gzip.compress(b"{}\n", mtime=0))
+    os.mkfifo(pipe)
+    swap = (
+        "import os\nwhile True:\n"
+        f"    for a, b in (('{segment.name}', 'x'), ('pipe', '{segment.name}'), ('x', 'pipe')):\n"
+        "        os.rename(a, b)\n"
+    )
+    swapper = subprocess.Popen([sys.executable, "-c", swap], cwd=tmp_path)
+    try:
+        with patience():
+            for _ in range(3000):
+                with contextlib.suppress(OSError), open_segment(str(segment)) as file:
+                    assert file.read() == b"{}\n"
+    finally:
+        swapper.kill()
+        swapper.wait()

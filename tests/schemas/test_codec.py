@@ -276,7 +276,7 @@ def test_request_id_of_a_frame_that_did_not_decode() -> None:
 
 
 def test_request_id_of_a_large_frame_that_did_not_decode() -> None:
-    """It is found near the beginning, and what lies behind, or claims to be one, is not decoded."""
+    """It is found where the map begins; what lies behind, or claims to be one, is not decoded."""
     bad = {"type": "invoke", "request_id": samples.REQUEST, "nonsense": b"x" * DECODED_BYTES_MAX}
     assert request_id_of(MAGIC + _PACK(bad)) == samples.REQUEST
     assert request_id_of(memoryview(MAGIC + _PACK(bad))) == samples.REQUEST
@@ -286,6 +286,34 @@ def test_request_id_of_a_large_frame_that_did_not_decode() -> None:
     assert request_id_of(MAGIC + _PACK(late)) is None
     # Not looked through: the rest of this one is no msgpack at all.
     assert request_id_of(MAGIC + _PACK(bad)[:-9] + b"\xc1" * 9) == samples.REQUEST
+
+
+_OTHER = "00000000-0000-4000-8000-000000000000"
+_HIDDEN = _map(("request_id", _OTHER))[1:]
+
+
+@pytest.mark.parametrize("begin", [
+    _map(("type", "register_plugin"), ("bundle", _HIDDEN)),
+    _map(("payload", {"request_id": _OTHER})),
+    _map(("bundle", _HIDDEN), ("request_id", samples.REQUEST)),
+    b"\x81\xbfabc" + _HIDDEN,
+    b"\x82\xa4type\xa1abc" + _HIDDEN,
+    b"\x82\xa4type\xbfabc" + _HIDDEN,
+    b"\x80" + _HIDDEN,
+    _HIDDEN,
+    b"\x92\x81" + _HIDDEN,
+])
+def test_request_id_inside_something_of_a_large_frame_is_nobodys(begin: bytes) -> None:
+    """What a bundle or payload holds names no request: no refusal goes to a wrong one."""
+    assert request_id_of(MAGIC + begin + bytes(DECODED_BYTES_MAX)) is None
+
+
+def test_request_id_of_a_large_frame_of_any_map_header() -> None:
+    """Clients write the length of a map in one, three or five bytes, the type first or not."""
+    for header in (b"\x83", b"\xde\x00\x03", b"\xdf\x00\x00\x00\x03"):
+        for first in ((("type", "invoke"),), ()):
+            body = header + _map(*first, ("request_id", samples.REQUEST))[1:]
+            assert request_id_of(MAGIC + body + bytes(DECODED_BYTES_MAX)) == samples.REQUEST
 
 
 @pytest.mark.parametrize("direction", ["from_omega", "from_admin", "from_worker"])
