@@ -130,9 +130,11 @@ class Administration:
         elif isinstance(request, LedgerHead):
             state.do(Evidence(origin, ask, "head"))
         elif isinstance(request, Prove):
-            state.do(Evidence(origin, ask, "prove", number=request.seq))
+            state.do(Evidence(origin, ask, "prove", number=request.seq, size=request.size))
         elif isinstance(request, ProveConsistency):
-            state.do(Evidence(origin, ask, "prove_consistency", number=request.old_size))
+            state.do(Evidence(
+                origin, ask, "prove_consistency", number=request.old_size, size=request.size
+            ))
         elif isinstance(request, ShowRequest):
             state.do(Evidence(origin, ask, "show_request", target=request.target))
         else:

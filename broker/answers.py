@@ -14,7 +14,13 @@ from typing import Final
 from broker.effects import Evidence
 from broker.folded import Folded, Story
 from broker.ledger.commit import Appended, Ledger
-from broker.ledger.errors import LedgerRefused, PositionArchived, PositionUnknown, TilesDamaged
+from broker.ledger.errors import (
+    LedgerRefused,
+    PositionArchived,
+    PositionUnknown,
+    SizeUnsigned,
+    TilesDamaged,
+)
 from schemas.events import EVENT_TYPES, EventFields, InvokeAccept, InvokeEnd, LedgerOpen
 from schemas.messages import Consistency, Head, Proof, Receipt, Refusal, Reply, RequestStory
 from schemas.refusals import REFUSALS, RefusalCode
@@ -122,10 +128,14 @@ class Answers:
                 effect.request_id, RefusalCode.EVENTS_ARCHIVED,
                 f"those before event {self._ledger.first_seq} were moved to {self._archived_to}",
             )
-        except PositionUnknown:
+        except SizeUnsigned as error:
+            newest = f"{error}; the newest is over {self._ledger.head_size}"
+            return refusal(effect.request_id, RefusalCode.SIZE_UNKNOWN, newest)
+        except PositionUnknown as error:
             return refusal(
                 effect.request_id,
                 RefusalCode.SEQ_UNKNOWN if effect.query == "prove" else RefusalCode.SIZE_UNKNOWN,
+                str(error),
             )
         except _DAMAGED:
             self._unreadable()
@@ -133,20 +143,20 @@ class Answers:
 
     def _read(self, effect: Evidence) -> Reply:
         ledger, ask = self._ledger, effect.request_id
-        if effect.query in ("head", "prove"):
+        if effect.query in ("head", "prove") and effect.size is None:
             self._cover(ledger.committed if effect.query == "head" else effect.number + 1)
         if effect.query == "head":
             return Head(request_id=ask, checkpoint=ledger.head, verifier_key=ledger.verifier_key)
         if effect.query == "prove":
-            hashes = ledger.prove(effect.number)
+            hashes = ledger.prove(effect.number, effect.size)
             return Proof(
-                request_id=ask, seq=effect.number, checkpoint=ledger.head,
+                request_id=ask, seq=effect.number, checkpoint=ledger.note(effect.size),
                 line=self._line(effect.number), hashes=tuple(entry.hex() for entry in hashes),
             )
         if effect.query == "prove_consistency":
-            path = ledger.prove_consistency(effect.number) if effect.number else []
+            path = ledger.prove_consistency(effect.number, effect.size)
             return Consistency(
-                request_id=ask, old_size=effect.number, checkpoint=ledger.head,
+                request_id=ask, old_size=effect.number, checkpoint=ledger.note(effect.size),
                 hashes=tuple(entry.hex() for entry in path),
             )
         story = self._stories.get(effect.target)

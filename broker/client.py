@@ -134,31 +134,48 @@ class _Client:
         """
         return self._ask(messages.LedgerHead(**self._session.common()), messages.Head)
 
-    def prove(self, seq: int) -> messages.Proof:
+    def prove(self, seq: int, *, size: int | None = None) -> messages.Proof:
         """Ask for one event with its inclusion proof, which is checked.
 
-        Its checkpoint is accepted too, and shown to continue the one accepted before.
+        Args:
+            seq: the event's position.
+            size: how many events the checkpoint covers that it is proven against; one must have
+                been signed over exactly so many. None takes the newest, which is accepted and
+                shown to continue the one accepted before; it is shown to continue an older one too.
 
         Raises:
             LedgerForked: the proof does not hold.
         """
-        proof = self._ask(messages.Prove(**self._session.common(), seq=seq), messages.Proof)
+        request = messages.Prove(**self._session.common(), seq=seq, size=size)
+        proof = self._ask(request, messages.Proof)
         verify_event(proof, seq)
+        if size is not None:
+            self._continued(proof.checkpoint, size)
         return proof
 
-    def prove_consistency(self, old_size: int) -> messages.Consistency:
-        """Ask for the proof that the ledger continues what it was at `old_size` events.
+    def prove_consistency(
+        self, old_size: int, *, size: int | None = None
+    ) -> messages.Consistency:
+        """Ask for the proof that a checkpoint continues what the ledger was at `old_size` events.
 
-        Whoever holds the checkpoint of the old size checks the proof; that the newest checkpoint
-        continues the one accepted before is checked here.
+        Whoever holds the checkpoint of the old size checks the proof; which checkpoint continues
+        it, and what is checked of that here, is as with `prove`.
 
         Raises:
-            LedgerForked: it does not.
+            LedgerForked: it does not hold.
         """
-        return self._ask(
-            messages.ProveConsistency(**self._session.common(), old_size=old_size),
-            messages.Consistency,
+        request = messages.ProveConsistency(
+            **self._session.common(), old_size=old_size, size=size
         )
+        step = self._ask(request, messages.Consistency)
+        if size is not None:
+            self._continued(step.checkpoint, size)
+        return step
+
+    def _continued(self, note: str, size: int) -> None:
+        """Have it shown that the newest checkpoint continues an older one."""
+        if not self._session.keeper.continues(note):
+            self._session.keeper.check_older(note, self.prove_consistency(size))
 
     def show_request(self, target: str) -> messages.RequestStory:
         """Ask for all events of one request."""

@@ -165,17 +165,34 @@ class AsyncOmegaClient:
         """Ask for the newest checkpoint, and accept it if it continues the last one."""
         return await self._ask(messages.LedgerHead(**self._session.common()), messages.Head)
 
-    async def prove(self, seq: int) -> messages.Proof:
-        """Ask for one event with its inclusion proof, which is checked."""
-        request = messages.Prove(**self._session.common(), seq=seq)
+    async def prove(self, seq: int, *, size: int | None = None) -> messages.Proof:
+        """Ask for one event with its inclusion proof, which is checked; see `OmegaClient`."""
+        request = messages.Prove(**self._session.common(), seq=seq, size=size)
         proof = await self._ask(request, messages.Proof)
         verify_event(proof, seq)
+        if size is not None:
+            await self._continued(proof.checkpoint, size)
         return proof
 
-    async def prove_consistency(self, old_size: int) -> messages.Consistency:
-        """Ask for the proof that the ledger continues what it was at `old_size` events."""
-        request = messages.ProveConsistency(**self._session.common(), old_size=old_size)
-        return await self._ask(request, messages.Consistency)
+    async def prove_consistency(
+        self, old_size: int, *, size: int | None = None
+    ) -> messages.Consistency:
+        """Ask for the proof that a checkpoint continues what the ledger was at `old_size` events.
+
+        See `OmegaClient`.
+        """
+        request = messages.ProveConsistency(
+            **self._session.common(), old_size=old_size, size=size
+        )
+        step = await self._ask(request, messages.Consistency)
+        if size is not None:
+            await self._continued(step.checkpoint, size)
+        return step
+
+    async def _continued(self, note: str, size: int) -> None:
+        """Have it shown that the newest checkpoint continues an older one."""
+        if not self._session.keeper.continues(note):
+            self._session.keeper.check_older(note, await self.prove_consistency(size))
 
     async def show_request(self, target: str) -> messages.RequestStory:
         """Ask for all events of one request."""

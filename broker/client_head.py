@@ -61,6 +61,7 @@ class HeadKeeper:
         self._path = os.path.join(profile.directory, HEAD_FILE)
         self._log_id = profile.settings.log_id
         self._seen = 0
+        self._older: Checkpoint | None = None
         try:
             key = profile.settings.verifier_key
             self._key = parse_verifier_key(key) if key is not None else None
@@ -125,12 +126,16 @@ class HeadKeeper:
             self.head = checkpoint
         return checkpoint
 
-    def check_shown(self, reply: Head | Proof | Consistency, base: Checkpoint | None) -> None:
+    def check_shown(
+        self, reply: Head | Proof | Consistency, base: Checkpoint | None, size: int | None = None
+    ) -> None:
         """Hold the checkpoint of an answer to what its receipt showed, or to what was known before.
 
         Args:
             reply: the answer; its receipt was checked.
             base: the checkpoint held when it was asked for.
+            size: the size that the checkpoint must have. That it lies in the past of the newest one
+                is not shown by this answer: see `continues`.
 
         Raises:
             LedgerForked: the checkpoint is another one, or signed by another key.
@@ -139,22 +144,55 @@ class HeadKeeper:
             reply.verifier_key != str(self._key)
         ):
             raise LedgerForked("the ledger is signed by another key than the profile names")
-        if reply.receipt is not None and reply.receipt.checkpoint == reply.checkpoint:
+        receipt = reply.receipt
+        if size is None and receipt is not None and receipt.checkpoint == reply.checkpoint:
             return
-        try:
-            shown = self._read(reply.checkpoint)
-        except ProofError as error:
-            raise LedgerForked(f"a checkpoint was refused: {error}") from None
-        if shown != (base or Checkpoint(origin=shown.origin, size=0, root=EMPTY_ROOT)):
+        shown = self._signed(reply.checkpoint)
+        if size is not None:
+            if shown.size != size:
+                raise LedgerForked(f"the checkpoint is over {shown.size} events, asked was {size}")
+        elif shown != (base or Checkpoint(origin=shown.origin, size=0, root=EMPTY_ROOT)):
             raise LedgerForked(
                 f"the newest checkpoint, over {shown.size} events, is not shown to continue "
                 f"the one over {base.size if base else 0}"
             )
 
+    def continues(self, note: str) -> bool:
+        """Say whether the newest checkpoint is known to continue this one."""
+        return self._signed(note) in (self.head, self._older)
+
+    def check_older(self, note: str, step: Consistency) -> None:
+        """Check that the checkpoint of an answer continues an older one, and remember the older.
+
+        Args:
+            note: the older checkpoint.
+            step: the answer, whose own checkpoint was accepted.
+
+        Raises:
+            LedgerForked: it does not.
+        """
+        older, newer = self._signed(note), self._signed(step.checkpoint)
+        try:
+            if older != Checkpoint(origin=newer.origin, size=0, root=EMPTY_ROOT):
+                verify_consistency(
+                    older.size, newer.size, older.root, newer.root, _raw(step.hashes)
+                )
+        except ProofError as error:
+            raise LedgerForked(
+                f"the checkpoint over {older.size} events is not continued: {error}; {_WENT_BACK}"
+            ) from None
+        self._older = older
+
     def _compare(self, checkpoint: Checkpoint) -> None:
         head = self.head
         if head is not None and checkpoint.size == head.size and checkpoint.root != head.root:
             raise LedgerForked(f"two checkpoints of size {head.size} have different roots")
+
+    def _signed(self, note: str) -> Checkpoint:
+        try:
+            return self._read(note)
+        except ProofError as error:
+            raise LedgerForked(f"a checkpoint was refused: {error}") from None
 
     def _read(self, note: str) -> Checkpoint:
         if self._key is not None:

@@ -127,12 +127,16 @@ class Common(TypedDict):
 
 
 class _Waiting(NamedTuple):
-    """A request in flight: checkpoint and size known when it was sent, and what it brings along."""
+    """A request in flight: checkpoint and size known when it was sent, and what it brings along.
+
+    `size` is that of the checkpoint that it asks a proof against.
+    """
 
     base: Checkpoint | None
     seen: int
     commitment_key: bytes
     on_progress: OnProgress | None
+    size: int | None
 
 
 class Session:
@@ -238,7 +242,7 @@ class Session:
         if reply.receipt is not None:
             self.keeper.check_receipt(reply.receipt, waiting.base, waiting.seen)
         if isinstance(reply, messages.Head | messages.Proof | messages.Consistency):
-            self.keeper.check_shown(reply, waiting.base)
+            self.keeper.check_shown(reply, waiting.base, waiting.size)
         if not isinstance(reply, messages.Result | messages.PipelineResult):
             return request_id, reply
         if reply.receipt is None:
@@ -271,7 +275,9 @@ class Session:
                 f"client of role {role}; nothing was sent"
             )
         self.waiting[request.request_id] = _Waiting(
-            self.keeper.head, self.keeper.seen, commitment_key, on_progress
+            self.keeper.head, self.keeper.seen, commitment_key, on_progress,
+            request.size
+            if isinstance(request, messages.Prove | messages.ProveConsistency) else None,
         )
         return request.request_id, frame
 

@@ -1,8 +1,7 @@
 """What the core may ask the shell to do, and from whom a frame came.
 
 Rules this file keeps: effects are values; only `broker.gateway` performs them, in order. A `Send`
-leaves only after the turn's commit. With `receipt`, the reply carries the position of the `Append`
-right before it in the same list.
+leaves only after the turn's commit. With `receipt`, it has the position of the `Append` before it.
 
 It leaves performing to `broker.gateway` and deciding to `broker.core`.
 """
@@ -108,6 +107,7 @@ class Evidence(msgspec.Struct, frozen=True, gc=False):
     query: Literal["head", "prove", "prove_consistency", "show_request"]
     number: int = 0
     target: str = ""
+    size: int | None = None
     known_size: int | None = None
 
 

@@ -323,22 +323,27 @@ export interface LedgerHead {
   readonly known_size?: Count | null;
 }
 
-/** Ask for an inclusion proof of one event. */
+/**
+ * Ask for an inclusion proof of one event.
+ * `size` names the checkpoint to prove against: it must have been signed over exactly so many events. Without it, that is the newest.
+ */
 export interface Prove {
   readonly type: "prove";
   readonly request_id: RequestId;
   readonly traceparent?: TraceParent | null;
   readonly known_size?: Count | null;
   readonly seq: Count;
+  readonly size?: Count | null;
 }
 
-/** Ask for a consistency proof from a past size to the newest checkpoint. */
+/** Ask for a consistency proof from a past size to the newest checkpoint, or to that of `size`. */
 export interface ProveConsistency {
   readonly type: "prove_consistency";
   readonly request_id: RequestId;
   readonly traceparent?: TraceParent | null;
   readonly known_size?: Count | null;
   readonly old_size: Count;
+  readonly size?: Count | null;
 }
 
 /** Ask for all events of one request, with their positions. */

@@ -153,15 +153,22 @@ class LedgerHead(_Request, tag="ledger_head", frozen=True, kw_only=True):
 
 
 class Prove(_Request, tag="prove", frozen=True, kw_only=True):
-    """Ask for an inclusion proof of one event."""
+    """Ask for an inclusion proof of one event.
+
+    `size` names the checkpoint to prove against: it must have been signed over exactly so many
+    events. Without it, that is the newest.
+    """
 
     seq: Count
+    size: Count | None = None
 
 
 class ProveConsistency(_Request, tag="prove_consistency", frozen=True, kw_only=True):
-    """Ask for a consistency proof from a past size to the newest checkpoint."""
+    """Ask for a consistency proof from a past size to the newest checkpoint, or to that of `size`.
+    """
 
     old_size: Count
+    size: Count | None = None
 
 
 class ShowRequest(_Request, tag="show_request", frozen=True, kw_only=True):

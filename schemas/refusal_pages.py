@@ -645,8 +645,8 @@ PAGES: Final[dict[str, tuple[str, str, str, bool, Blame]]] = {
     # Evidence.
     "seq_unknown": (
         "The ledger has no such event",
-        "The position lies beyond the newest checkpoint.",
-        "Ask for a position below the size of `ledger_head`.",
+        "The position lies beyond the newest checkpoint, or beyond the one that was named.",
+        "Ask for a position below the size of `ledger_head`, or below the size that you name.",
         False,
         "client",
     ),
@@ -659,8 +659,9 @@ PAGES: Final[dict[str, tuple[str, str, str, bool, Blame]]] = {
     ),
     "size_unknown": (
         "The ledger never had that size",
-        "A consistency proof runs from a past size to the present one.",
-        "If your size came from this log, the log was cut or forked: keep your evidence.",
+        "A proof runs from a past size, and to one that a checkpoint was signed over.",
+        "Name no size for the newest checkpoint, or that of a note of this log. If yours came from "
+        "this log, the log was cut or forked: keep your evidence.",
         False,
         "client",
     ),

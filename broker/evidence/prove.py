@@ -44,12 +44,9 @@ from schemas.proof import (
 
 if TYPE_CHECKING:
     from broker.client import AdminClient, OmegaClient
-    from schemas.messages import Consistency, Proof
 
 ITEMS_MAX: Final = 100_000
 TLOG_PROOF: Final = "c2sp.org/tlog-proof@v1"
-ROUNDS_MAX: Final = 16
-"""How often events are asked for again that were proven against a checkpoint just replaced."""
 _NAMING: Final = ("incarnation", "successor", "request_id", "peer")
 _NAMES: Final = re.compile(b'"(?:%b)":"([^"]*)"' % "|".join(_NAMING).encode())
 
@@ -170,32 +167,25 @@ def bundle_over_wire(
 
     Raises:
         GatewayError: one of its kinds; the client checked every proof.
-        ProofError: an older note is no checkpoint, or the ledger does not continue it.
+        ProofError: there is nothing to prove, or an older note is no checkpoint.
     """
-    # The newest event comes first, so that its checkpoint covers the others too.
+    # The newest event comes first: its checkpoint covers the others too, and stays the one that is
+    # asked for, whatever is signed meanwhile.
     wanted = sorted(set(seqs), reverse=True)
-    sizes = {note: parse_checkpoint(parse_note(note).text).size for note in older}
-    proofs: dict[int, Proof] = {}
-    steps: dict[str, Consistency] = {}
-    newest = ""
-    for _ in range(ROUNDS_MAX):
-        for seq in wanted:
-            if seq not in proofs or proofs[seq].checkpoint != newest:
-                proofs[seq] = client.prove(seq)
-                newest = proofs[seq].checkpoint
-        for note, size in sizes.items():
-            if note not in steps or steps[note].checkpoint != newest:
-                steps[note] = client.prove_consistency(size)
-                newest = steps[note].checkpoint
-        against = {proof.checkpoint for proof in proofs.values()}
-        if against | {step.checkpoint for step in steps.values()} == {newest}:
-            return _bundle(
-                newest,
-                [ProofItem(index=seq, proof=proofs[seq].hashes, line=proofs[seq].line)
-                 for seq in reversed(wanted)],
-                [ConsistencyItem(old_checkpoint=note, proof=steps[note].hashes) for note in older],
-            )
-    raise ProofError("the gateway signs checkpoints faster than it can be asked")
+    if not wanted:
+        raise ProofError("a proof holds at least one event")
+    old_sizes = [parse_checkpoint(parse_note(note).text).size for note in older]
+    first = client.prove(wanted[0])
+    size = parse_checkpoint(parse_note(first.checkpoint).text).size
+    proofs = [first, *(client.prove(seq, size=size) for seq in wanted[1:])]
+    steps = [client.prove_consistency(old_size, size=size) for old_size in old_sizes]
+    return _bundle(
+        first.checkpoint,
+        [ProofItem(index=proof.seq, proof=proof.hashes, line=proof.line)
+         for proof in reversed(proofs)],
+        [ConsistencyItem(old_checkpoint=note, proof=step.hashes)
+         for note, step in zip(older, steps, strict=True)],
+    )
 
 
 def _item(seq: int, line: str, path: Iterable[bytes]) -> ProofItem:

@@ -8,6 +8,7 @@ Rules this file keeps:
 - An entry is durable in the log before the anchor moves; so the anchor is never ahead of the log.
 - The anchor moves by compare-and-swap under its own lock: it must still hold what we put there.
 - Reading changes nothing; a torn last entry is put aside by recovery before anything is added.
+- An older entry is found by halving, since sizes rise: a few small reads, however long the log is.
 
 It leaves comparing roots with the ledger's bytes to `broker.ledger.recovery` and `broker.evidence`.
 """
@@ -20,7 +21,7 @@ from typing import Final, NamedTuple
 
 import nacl.signing
 
-from broker.ledger.errors import LedgerDamaged, LedgerTruncated
+from broker.ledger.errors import LedgerDamaged, LedgerTruncated, PositionUnknown, SizeUnsigned
 from broker.ledger.signature import check_signature
 from broker.ledger.volume import Volume, replace_file, write_all
 from broker.regular import regular
@@ -34,6 +35,9 @@ from schemas.proof import (
 
 _ENTRY: Final = re.compile(
     rb"^([0-9]{1,16})\n((?:[^\n]+\n){3}\n\xe2\x80\x94 [^\n]+\n)", re.MULTILINE
+)
+_SIZED: Final = re.compile(
+    rb"^[0-9]{1,16}\n([^\n]+\n([0-9]{1,16})\n[^\n]+\n\n\xe2\x80\x94 [^\n]+\n)", re.MULTILINE
 )
 _TAIL_BYTES: Final = 64 * 1024
 _ENTRY_BYTES_MAX: Final = 1024
@@ -57,6 +61,13 @@ class Newest(NamedTuple):
     note: str
     checkpoint: Checkpoint
     end: int
+
+
+class Signed(NamedTuple):
+    """A note whose signature was checked, and what it says."""
+
+    note: str
+    checkpoint: Checkpoint
 
 
 class Found(NamedTuple):
@@ -92,6 +103,38 @@ def read_log(path: str, key: VerifierKey) -> tuple[Newest | None, bytes]:
     note = match[2].decode("utf-8", "replace")
     checkpoint = _verified(note, key, "the newest checkpoint in checkpoints.log")
     return Newest(int(match[1]), note, checkpoint, begin + match.end()), torn
+
+
+def find_size(descriptor: int, end: int, size: int, key: VerifierKey) -> Signed:
+    """Find the entry over exactly `size` events in a checkpoints.log.
+
+    Args:
+        descriptor: the log, open for reading.
+        end: where its entries end, in bytes.
+        size: how many events.
+        key: who must have signed.
+
+    Raises:
+        SizeUnsigned: there is none.
+        LedgerDamaged: what lies where it would be is no entry, or does not verify.
+        OSError: the log cannot be read.
+    """
+    # Every entry that begins before `low` is over fewer events, from `high` on over more.
+    low, high = 0, end
+    while low < high:
+        middle = (low + high) // 2
+        # Wherever this begins, the next entry lies in it whole, unless the log ends first.
+        found = _SIZED.search(os.pread(descriptor, min(2 * _ENTRY_BYTES_MAX, end - middle), middle))
+        if found is None or int(found[2]) > size:
+            high = middle
+        elif int(found[2]) < size:
+            low = middle + found.end()
+        else:
+            note = found[1].decode("utf-8", "replace")
+            return Signed(note, _verified(note, key, f"the checkpoint over {size} events"))
+    if low < end and not _SIZED.match(os.pread(descriptor, _ENTRY_BYTES_MAX, low)):
+        raise LedgerDamaged(f"checkpoints.log, byte {low}: no checkpoint")
+    raise SizeUnsigned(f"no checkpoint was signed over exactly {size} events")
 
 
 def _read_note(path: str) -> str | None:
@@ -148,6 +191,7 @@ class Checkpoints:
         self._anchor_note = found.anchor_note
         self.head = newest.note if newest else ""
         self.newest = newest.checkpoint if newest else None
+        self._older: Signed | None = None
         self._log = place.volume.open(
             f"{place.directory}/checkpoints.log", os.O_RDWR | os.O_CREAT | os.O_APPEND
         )
@@ -172,6 +216,34 @@ class Checkpoints:
         self.head, self.newest = note, checkpoint
         self.publish()
         return note
+
+    def over(self, size: int | None) -> Signed:
+        """Give the newest checkpoint, or the one over exactly `size` events.
+
+        Raises:
+            PositionUnknown: there is none yet.
+            SizeUnsigned: none was signed over that size.
+            LedgerDamaged, OSError: the log is not what was written, or cannot be read.
+        """
+        if self.newest is None:
+            raise PositionUnknown("there is no checkpoint yet")
+        if size is None or size == self.newest.size:
+            return Signed(self.head, self.newest)
+        # Whoever proves much against one checkpoint asks for the same one again and again.
+        if self._older is None or self._older.checkpoint.size != size:
+            self._older = find_size(self._log, self._end, size, self._key)
+        return self._older
+
+    def covering(self, seq: int, size: int | None = None) -> Checkpoint:
+        """Give that checkpoint, see `over`, which must cover one event.
+
+        Raises:
+            PositionUnknown: it does not.
+        """
+        signed = self.over(size).checkpoint
+        if not 0 <= seq < signed.size:
+            raise PositionUnknown(f"the checkpoint over {signed.size} events lacks event {seq}")
+        return signed
 
     def publish(self) -> None:
         """Bring the readers' file and the anchor up to the newest checkpoint."""

@@ -66,7 +66,7 @@ from schemas.events import (
     line_hash,
 )
 from schemas.names import Durability
-from schemas.proof import VerifierKey
+from schemas.proof import Checkpoint, VerifierKey
 
 CHECKPOINT_EVENTS: Final = 4096
 CHECKPOINT_US: Final = 1_000_000
@@ -289,6 +289,15 @@ class Ledger:
         """The newest checkpoint, a signed note."""
         return self._checkpoints.head
 
+    def note(self, size: int | None) -> str:
+        """Give the newest checkpoint, or the one over exactly `size` events.
+
+        Raises:
+            SizeUnsigned: none was signed over that size.
+            LedgerDamaged, OSError: the log of checkpoints cannot be read.
+        """
+        return self._checkpoints.over(size).note
+
     @property
     def head_size(self) -> int:
         """How many events the newest checkpoint covers."""
@@ -416,21 +425,21 @@ class Ledger:
                     yield seq, file.readline()
                     seq += 1
 
-    def prove(self, seq: int) -> list[bytes]:
-        """Make the inclusion proof of one event against the newest checkpoint.
+    def prove(self, seq: int, size: int | None = None) -> list[bytes]:
+        """Make the inclusion proof of one event against a checkpoint; see `note`.
 
         Raises:
-            PositionUnknown: the newest checkpoint does not cover it.
+            PositionUnknown: the checkpoint does not cover it, or there is none.
             TilesDamaged: the stored tree is wrong.
             LedgerDamaged, OSError: as `line`.
         """
-        newest = self._checkpoints.newest
-        if newest is None or not 0 <= seq < newest.size:
-            raise PositionUnknown(f"the newest checkpoint has {self.head_size} events, not {seq}")
+        signed = self._checkpoints.covering(seq, size)
         with self._checked_tree():
-            path = inclusion_path(seq, newest.size, self._tiles.subtree)
-            event_hash = bytes.fromhex(line_hash(self.line(seq)))
-            verify_inclusion(event_hash, seq, newest.size, path, newest.root)
+            return self._path(seq, signed, self.line(seq))
+
+    def _path(self, seq: int, signed: Checkpoint, line: bytes) -> list[bytes]:
+        path = inclusion_path(seq, signed.size, self._tiles.subtree)
+        verify_inclusion(bytes.fromhex(line_hash(line)), seq, signed.size, path, signed.root)
         return path
 
     def proven(self, seq: int) -> Event:
@@ -440,36 +449,29 @@ class Ledger:
             PositionUnknown: the newest checkpoint does not cover it.
             LedgerDamaged, OSError: it is not what was signed, or cannot be read.
         """
-        newest = self._checkpoints.newest
-        if newest is None or not 0 <= seq < newest.size:
-            raise PositionUnknown(f"the newest checkpoint has {self.head_size} events, not {seq}")
         line = self.line(seq)
         try:
-            path = inclusion_path(seq, newest.size, self._tiles.subtree)
-            leaf = bytes.fromhex(line_hash(line))
-            verify_inclusion(leaf, seq, newest.size, path, newest.root)
+            self._path(seq, self._checkpoints.covering(seq), line)
         except (ProofError, TilesDamaged) as error:
             raise LedgerDamaged(f"event {seq} is not what was signed: {error}") from None
         return _decode(line, seq)
 
-    def prove_consistency(self, old_size: int) -> list[bytes]:
-        """Make the proof that the newest checkpoint continues the tree of an older size.
-
-        Nothing is needed, and nothing proven, for size 0.
+    def prove_consistency(self, old_size: int, size: int | None = None) -> list[bytes]:
+        """Make the proof that a checkpoint, see `note`, continues an older size; 0 needs none.
 
         Raises:
-            PositionUnknown: the newest checkpoint is not that large.
+            PositionUnknown: the checkpoint is not that large, or there is none.
             TilesDamaged: the stored tree is wrong.
         """
-        newest = self._checkpoints.newest
-        if newest is None or not 0 <= old_size <= newest.size:
-            raise PositionUnknown(f"the newest checkpoint has {self.head_size} events")
+        signed = self._checkpoints.over(size).checkpoint
+        if not 0 <= old_size <= signed.size:
+            raise PositionUnknown(f"the checkpoint has {signed.size} events, fewer than {old_size}")
         if old_size == 0:
             return []
         with self._checked_tree():
-            path = consistency_path(old_size, newest.size, self._tiles.subtree)
+            path = consistency_path(old_size, signed.size, self._tiles.subtree)
             old_root = self._tiles.root(old_size)
-            verify_consistency(old_size, newest.size, old_root, newest.root, path)
+            verify_consistency(old_size, signed.size, old_root, signed.root, path)
         return path
 
     @contextlib.contextmanager

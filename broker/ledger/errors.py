@@ -8,7 +8,8 @@
     │  └─ LedgerUnwritable  the volume does not let us write
     ├─ LedgerFailure        a write or flush did not do what it must; nothing is accepted any more
     ├─ PositionUnknown      there is no proof for this event or size
-    │  └─ PositionArchived  its line was moved to an archive
+    │  ├─ PositionArchived  its line was moved to an archive
+    │  └─ SizeUnsigned      no checkpoint was signed over exactly this size
     └─ TilesDamaged         the stored tree misses the signed root; the next start rebuilds it
 """
 
@@ -58,11 +59,15 @@ class LedgerFailure(LedgerError):
 
 
 class PositionUnknown(LedgerError):
-    """The newest checkpoint does not cover this event or size."""
+    """The checkpoint does not cover this event or size."""
 
 
 class PositionArchived(PositionUnknown):
     """The event's line was moved to an archive; its hash is still in the tree."""
+
+
+class SizeUnsigned(PositionUnknown):
+    """No checkpoint was signed over exactly this many events."""
 
 
 class TilesDamaged(LedgerError):

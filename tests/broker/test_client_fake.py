@@ -165,6 +165,15 @@ def test_reads_say_what_was_laid_down_and_proofs_are_not_made_up():
             ask()
 
 
+def test_what_no_gateway_could_read_is_refused_as_there():
+    """A size below nothing is no message, and refused where a gateway would."""
+    fake = FakeOmegaClient()
+    for ask in (fake.prove, fake.prove_consistency):
+        with pytest.raises(Refused, match="message_invalid") as refused:
+            ask(0, size=-1)
+        assert refused.value.refusal.where == "$.size"
+
+
 def interface(client: type) -> dict[str, str]:
     """Every public method of a client, with its signature."""
     return {

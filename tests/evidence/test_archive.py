@@ -167,6 +167,12 @@ def test_who_asks_for_what_was_archived_is_told_where_it_lies(home, tmp_path) ->
         assert answer.code is RefusalCode.EVENTS_ARCHIVED
         assert done.directory in answer.message
     assert past._answers.evidence(Evidence(origin, name, "prove", number=done.ends)).hashes
+    # The checkpoint where the archive ends was signed with the segment's end, and is still there.
+    for size, code in ((done.ends, RefusalCode.EVENTS_ARCHIVED), (1, RefusalCode.SIZE_UNKNOWN)):
+        ask = Evidence(origin, name, "prove", number=0, size=size)
+        assert past._answers.evidence(ask).code is code
+    ask = Evidence(origin, name, "prove_consistency", number=accepted.seq, size=done.ends)
+    assert past._answers.evidence(ask).hashes
     consistency = Evidence(origin, name, "prove_consistency", number=accepted.seq)
     assert past._answers.evidence(consistency).hashes
     ledger.close()

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from broker.ledger.errors import LedgerDamaged, PositionUnknown, TilesDamaged
+from broker.ledger.errors import LedgerDamaged, PositionUnknown, SizeUnsigned, TilesDamaged
 from broker.ledger.merkle import (
     CompactRange,
     verify_consistency,
@@ -15,7 +15,7 @@ from broker.ledger.merkle import (
 from broker.ledger.segments import SEGMENT_BYTES_MAX
 from broker.ledger.signature import check_signature
 from schemas.events import GENESIS_HASH, FrameDrop, LedgerClose, decode_event
-from schemas.proof import parse_verifier_key, verify_checkpoint
+from schemas.proof import parse_checkpoint, parse_note, parse_verifier_key, verify_checkpoint
 from tests.ledger.conftest import LOG_ID, REQUEST_ID, VERIFIER_KEY, frame
 
 
@@ -297,3 +297,58 @@ def test_the_request_id_is_found_again(place):
     """What was appended comes back field for field."""
     ledger = place.fill(2)
     assert next(ledger.events(1)).fields.request_id == REQUEST_ID
+
+
+def test_an_event_is_proven_against_each_checkpoint_that_covers_it(place):
+    """Across segments and restarts each signed size is found again, and no other."""
+    ledger, notes = place.open(), {}
+    for number in range(24):
+        place.fill(1 + number % 3, ledger=ledger)
+        if number == 12:
+            ledger.roll()
+        elif number == 18:
+            place.abandon(ledger)
+            ledger = place.open()
+        notes[ledger.committed] = ledger.checkpoint()
+    assert ledger.first_seqs[1] in notes
+    for size in range(ledger.committed + 2):
+        if size not in notes and size:
+            for ask, *about in ([ledger.note], [ledger.prove, 0], [ledger.prove_consistency, 0]):
+                with pytest.raises(SizeUnsigned):
+                    ask(*about, size)
+            continue
+        assert ledger.note(size) == notes.get(size, ledger.note(0))
+        root = parse_checkpoint(parse_note(ledger.note(size)).text).root
+        for seq in range(0, size, 7):
+            leaf = bytes.fromhex(decode_event(ledger.line(seq)).event_hash)
+            verify_inclusion(leaf, seq, size, ledger.prove(seq, size), root)
+        with pytest.raises(PositionUnknown, match="lacks event"):
+            ledger.prove(size, size)
+        with pytest.raises(PositionUnknown, match="fewer than"):
+            ledger.prove_consistency(size + 1, size)
+
+
+@pytest.mark.parametrize(("damage", "size"), [
+    (lambda entry: entry.replace(b"\n8\n", b"\nx\n"), 8),
+    (lambda entry: entry.replace(b"\n8\n", b"\n7\n"), 7),
+    (lambda entry: entry.replace(b"=\n\n", b"\n\n="), 8),
+    (lambda entry: entry[:-9] + entry[-8:-5] + entry[-9:-8] + entry[-5:], 8),
+], ids=["no size", "another size", "no note", "no signature"])
+def test_a_damaged_entry_of_the_log_is_no_size_that_was_never_signed(place, damage, size):
+    """Where the entry of a size is not what was written, that is said."""
+    ledger = place.open()
+    for _ in range(9):
+        place.fill(2, ledger=ledger)
+        ledger.checkpoint()
+    log = place.ledger / "checkpoints.log"
+    written = log.read_bytes()
+    begin = written.rindex(b"\n", 0, written.index(b"\n8\n")) + 1
+    end = written.index(b"\n", written.index("—".encode(), begin)) + 1
+    changed = damage(written[begin:end])
+    assert len(changed) == end - begin
+    assert changed != written[begin:end]
+    log.write_bytes(written[:begin] + changed + written[end:])
+
+    with pytest.raises(LedgerDamaged):
+        ledger.note(size)
+    assert ledger.note(10)

@@ -73,8 +73,8 @@ READS: tuple[messages.Read, ...] = (
     messages.GetPlugin(**_R, plugin="word-count", version="1.2.0"),
     messages.Status(**_R),
     messages.LedgerHead(**_R),
-    messages.Prove(**_R, seq=7),
-    messages.ProveConsistency(**_R, old_size=5),
+    messages.Prove(**_R, seq=7, size=9),
+    messages.ProveConsistency(**_R, old_size=5, size=9),
     messages.ShowRequest(**_R, target=TARGET),
 )
 FROM_OMEGA: tuple[messages.FromOmega, ...] = (

@@ -151,8 +151,10 @@ class Clients:
             Status(request_id=ask), ListPlugins(request_id=ask, limit=1),
             GetPlugin(request_id=ask, plugin=plugin, version=version),
             GetPlugin(request_id=ask, plugin=plugin), LedgerHead(request_id=ask),
-            Prove(request_id=ask, seq=self.random.randint(0, 2 * len(self.ledger.events))),
-            ProveConsistency(request_id=ask, old_size=self.random.randint(0, 99_999)),
+            Prove(request_id=ask, seq=self.random.randint(0, 2 * len(self.ledger.events)),
+                  size=self.some_size(ask)),
+            ProveConsistency(request_id=ask, old_size=self.random.randint(0, 99_999),
+                             size=self.some_size(ask)),
             ShowRequest(request_id=ask, target=self.known_request()),
         ]
         if self.random.random() < 0.03:
@@ -277,6 +279,11 @@ class Clients:
             known_size=self.random.choice((None, 0)), keep_alive=self.random.random() < 0.2,
         )
         return self.pipelines.setdefault(request_id, request)
+
+    def some_size(self, ask: str) -> int | None:
+        """Name a checkpoint by its size, signed or not, or none."""
+        present = len(self.ledger.events)
+        return (None, 0, present // 2, present, 99_999)[int(ask[:2], 16) % 5]
 
     def known_request(self) -> str:
         """Pick a request id, mostly one that was used."""

@@ -18,7 +18,7 @@ import msgspec
 from broker.effects import Origin
 from broker.launchers.orders import Exited, Report, Started, StartFailed, Tried
 from broker.ledger.commit import Appended
-from broker.ledger.errors import LedgerFailure, PositionUnknown
+from broker.ledger.errors import LedgerFailure, PositionUnknown, SizeUnsigned
 from broker.orchestrator.calls import LoadedPlugin
 from broker.reload import Settings
 from broker.shell import Signalled
@@ -161,16 +161,24 @@ class FakeLedger:
         """Give the present head."""
         return self.head
 
-    def prove(self, seq: int) -> list[bytes]:
+    def note(self, size: int | None) -> str:
+        """Sign every second size and the present one."""
+        if size is not None and size != self.durable and (size > self.durable or size % 2):
+            raise SizeUnsigned("of no checkpoint")
+        return self.head
+
+    def prove(self, seq: int, size: int | None = None) -> list[bytes]:
         """Prove nothing, but know the bounds."""
-        if seq >= self.durable:
-            raise PositionUnknown("beyond the head")
+        self.note(size)
+        if seq >= (self.durable if size is None else size):
+            raise PositionUnknown("beyond the checkpoint")
         return []
 
-    def prove_consistency(self, old_size: int) -> list[bytes]:
+    def prove_consistency(self, old_size: int, size: int | None = None) -> list[bytes]:
         """Prove nothing, but know the bounds."""
-        if old_size > self.durable:
-            raise PositionUnknown("beyond the head")
+        self.note(size)
+        if old_size > (self.durable if size is None else size):
+            raise PositionUnknown("beyond the checkpoint")
         return []
 
     def line(self, seq: int) -> bytes:
