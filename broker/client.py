@@ -278,6 +278,7 @@ class OmegaClient(_Client):
             Unreachable, NotAuthorised, TimedOut: there is no answer.
             LedgerForked: the answer's evidence contradicts what this client knows.
             InvalidJson: the payload has no RFC 8785 form.
+            GatewayError: the request cannot be written, as with a lone surrogate, or is too large.
         """
         call = Call(plugin, method, payload, version, timeout, keep_alive)
         request = self._session.invoke(call, request_id, on_progress)

@@ -264,7 +264,12 @@ class Session:
         commitment_key: bytes,
         on_progress: OnProgress | None = None,
     ) -> tuple[str, bytes]:
-        frame = encode(request)
+        try:
+            frame = encode(request)
+        except (UnicodeEncodeError, OverflowError, TypeError, RecursionError) as error:
+            raise GatewayError(
+                f"the request cannot be written as a message: {error}; nothing was sent"
+            ) from error
         role = self.profile.settings.role
         allowed = _BYTES_MAX[role]
         if len(frame) > allowed:

@@ -147,7 +147,9 @@ def _of_client(error: Exception) -> Ending | None:
         return Ending(str(error), "keep home, profile and this sentence as evidence, and stop",
                       LEDGER)
     if isinstance(error, GatewayError):
-        return Ending(str(error), "", FAILURE)
+        cause = error.__cause__
+        ending = _of_machine(cause) if isinstance(cause, UnicodeEncodeError) else None
+        return ending or Ending(str(error), "", FAILURE)
     return None
 
 

@@ -19,7 +19,7 @@ from broker.client import (
 from broker.client_fake import LOG_ID, AsyncFakeOmegaClient, FakeOmegaClient
 from schemas.canonical import InvalidJson
 from schemas.messages import Budget, Cancel, Progress, Step, StepOutput, Usage
-from schemas.payloads import JSONPayload, Payload, TextPayload
+from schemas.payloads import DatasetSlicePayload, JSONPayload, Payload, TextPayload
 from schemas.refusals import RefusalCode
 
 BUDGET = Budget(calls=10, cpu_ms=1000, output_bytes=1000)
@@ -163,6 +163,44 @@ def test_reads_say_what_was_laid_down_and_proofs_are_not_made_up():
     ):
         with pytest.raises(GatewayError, match="a fake has no ledger"):
             ask()
+
+
+LONE = "text \udc80"
+STEP = Step("one", "a-plugin", "m", TextPayload(LONE))
+UNWRITABLE = {
+    "text": lambda omega: omega.invoke("a-plugin", "m", LONE),
+    "plugin": lambda omega: omega.invoke(LONE, "m", "x"),
+    "media type": lambda omega: omega.invoke("a-plugin", "m", TextPayload("x", LONE)),
+    "dataset key": lambda omega: omega.invoke("a-plugin", "m", DatasetSlicePayload("d", (LONE,))),
+    "step": lambda omega: omega.invoke_pipeline([STEP], budget=BUDGET),
+    "target": lambda omega: omega.cancel(LONE),
+    "number": lambda omega: omega.prove(2**70),
+    "object": lambda omega: omega.invoke("a-plugin", "m", TextPayload(object())),
+}
+
+
+@pytest.mark.parametrize("what", UNWRITABLE)
+def test_what_is_no_message_is_an_error_of_the_client_s(what):
+    """A lone surrogate, a number or an object that msgpack has no form for: one error, nothing
+    sent, and the next call goes on. The same for asyncio."""
+    expected = "cannot be written as a message: .*; nothing was sent"
+
+    async def ask() -> None:
+        fake = AsyncFakeOmegaClient()
+        fake.answer("a-plugin", "m", "y")
+        async with fake:
+            with pytest.raises(GatewayError, match=expected):
+                await UNWRITABLE[what](fake)
+            assert fake.requests == []
+            assert (await fake.invoke("a-plugin", "m", "x")).text == "y"
+
+    fake = FakeOmegaClient()
+    fake.answer("a-plugin", "m", "y")
+    with pytest.raises(GatewayError, match=expected):
+        UNWRITABLE[what](fake)
+    assert fake.requests == []
+    assert fake.invoke("a-plugin", "m", "x").text == "y"
+    asyncio.run(ask())
 
 
 def test_what_no_gateway_could_read_is_refused_as_there():

@@ -117,6 +117,17 @@ def test_an_unknown_error_is_not_dressed_up(error: Exception):
     assert ending_of(error) is None
 
 
+def test_an_argument_that_is_no_text_is_told_from_the_client_s_error():
+    """A byte of the command line that is not UTF-8 is wrong use, whoever noticed it."""
+    for text, exit_code in (("a\udcff", 2), ("a\ud800", 1)):
+        error = GatewayError("the request cannot be written as a message")
+        error.__cause__ = UnicodeEncodeError("utf-8", text, 1, 2, "surrogates not allowed")
+        ending = ending_of(error)
+        assert ending is not None
+        assert ending.exit_code == exit_code
+        assert ("not UTF-8 text" in ending.sentence) == (exit_code == 2)
+
+
 def test_a_path_and_a_place_stand_in_the_sentence():
     """The file of an error of the operating system and the field of a trust document are named."""
     error = FileNotFoundError(errno.ENOENT, "No such file or directory", "/some/file")
