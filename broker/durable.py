@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from broker.keys import sync_directory
+from broker.regular import regular
 
 FLUSHED_TOGETHER_BYTES: Final = 1024 * 1024
 
@@ -35,9 +36,7 @@ def replace_file_by_parts(path: str, parts: Iterable[bytes]) -> None:
         OSError: as `replace_file`; so for whatever else making the parts raises.
     """
     unfinished = f"{path}.part"
-    descriptor = os.open(
-        unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-    )
+    descriptor = regular(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
     try:
         with os.fdopen(descriptor, "wb") as file:
             waiting_bytes = 0

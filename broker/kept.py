@@ -16,6 +16,7 @@ to `broker.ledger`. Source: docs/LEDGER.md, section 3.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -37,6 +38,7 @@ STATE_BYTES_MAX: Final = 512 * 1024 * 1024
 """More than any state we write: a million request ids are some 60 MB, 10,000 versions 5 MB."""
 FILES_KEPT: Final = 3
 _NAME: Final = re.compile(r"state-([0-9]{1,16})\.json")
+_VOUCHES: Final = b'"state_sha256":"'
 _UNFINISHED: Final = re.compile(rf"{_NAME.pattern}\.part")
 
 
@@ -55,9 +57,10 @@ class _GivenUp(Exception):
 
 
 class _Writing(NamedTuple):
-    """A state that the thread writes, and its digest once it is durable."""
+    """A state that a thread writes, and its digest once it is durable."""
 
     seq: int
+    thread: ThreadPoolExecutor
     sha256: Future[str | None]
 
 
@@ -69,7 +72,6 @@ class StateFolder:
         self._directory, self._spare = directory, spare
         self._writing: _Writing | None = None
         self._given_up = threading.Event()
-        self._thread = ThreadPoolExecutor(1, "state-writer")
 
     def path(self, seq: int) -> str:
         """Give the path of the state before one event."""
@@ -79,23 +81,30 @@ class StateFolder:
         """Keep a state; durable when this returns.
 
         Returns:
-            Its SHA-256, for the event that vouches for it; None when the volume did not take it.
+            Its SHA-256, for the event that vouches for it; None when the volume did not take it,
+            or when it is more than a start would read.
         """
         digest = hashlib.sha256()
 
         def hashed() -> Iterator[bytes]:
+            left_bytes = STATE_BYTES_MAX
             for part in parts:
+                left_bytes -= len(part)
+                if left_bytes < 0:
+                    raise OSError(errno.EFBIG, "more than a state may have", self.path(seq))
                 digest.update(part)
                 yield part
 
         try:
             replace_file_by_parts(self.path(seq), hashed())
-            older = [one for one in _seqs(self._directory) if one < seq]
-            for old in older[FILES_KEPT - 1 :]:
-                os.unlink(self.path(old))
         except OSError:
             # The event without a digest says so in the ledger, and a longer fold is all it costs.
             return None
+        older = [one for one in _seqs(self._directory) if one < seq]
+        for old in older[FILES_KEPT - 1 :]:
+            # What somebody else put in an old one's place takes nothing from the new one.
+            with contextlib.suppress(OSError):
+                os.unlink(self.path(old))
         return digest.hexdigest()
 
     # --- while somebody else goes on ---
@@ -113,7 +122,14 @@ class StateFolder:
             parts: its bytes, made there one by one; whatever they are made from must not change.
         """
         assert self._writing is None
-        self._writing = _Writing(seq, self._thread.submit(self.write, seq, self._wanted(parts)))
+        thread = ThreadPoolExecutor(1, "state-writer")
+        try:
+            sha256 = thread.submit(self.write, seq, self._wanted(parts))
+        except RuntimeError:
+            # The machine gives us no thread now: as where it has no room, the state is not written.
+            sha256 = Future[str | None]()
+            sha256.set_result(None)
+        self._writing = _Writing(seq, thread, sha256)
 
     def _wanted(self, parts: Iterable[bytes]) -> Iterator[bytes]:
         for part in parts:
@@ -127,21 +143,25 @@ class StateFolder:
         if writing is None or not writing.sha256.done():
             return None
         self._writing = None
+        writing.thread.shutdown(wait=False)
         return Written(writing.seq, writing.sha256.result())
 
     def close(self) -> None:
         """Give up what is being written, and leave nothing that nobody vouches for."""
         self._given_up.set()
-        self._thread.shutdown()
         if self._writing is not None:
-            with contextlib.suppress(FileNotFoundError):
+            self._writing.thread.shutdown()
+            # On a volume that takes no change any more it stays; the end has its own reason, and a
+            # start passes over what nobody vouches for.
+            with contextlib.suppress(OSError):
                 os.unlink(self.path(self._writing.seq))
 
     def sweep(self) -> None:
         """Remove what a killed process left unfinished; nobody may be writing."""
-        for entry in os.scandir(self._directory):
-            if _UNFINISHED.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
-                os.unlink(entry.path)
+        for folder in (self._directory, self._spare):
+            for entry in os.scandir(folder):
+                if _UNFINISHED.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
 
     # --- archives and starts ---
 
@@ -159,11 +179,12 @@ class StateFolder:
     def newest(self, ledger: Ledger) -> tuple[Folded | None, list[str]]:
         """Find the newest state that a ledger vouches for, and say of which files it does not."""
         passed_over: list[str] = []
+        snapshots = _Snapshots(ledger)
         found = [(seq, folder) for folder in (self._directory, self._spare)
                  for seq in _seqs(folder)]
         for seq, folder in sorted(found, reverse=True):
             path = _path(folder, seq)
-            folded = _read(path, seq, ledger)
+            folded = _read(path, seq, ledger, snapshots)
             if folded is not None:
                 return folded, passed_over
             passed_over.append(path)
@@ -180,13 +201,35 @@ def _seqs(folder: str) -> list[int]:
     return sorted((int(match[1]) for match in found if match is not None), reverse=True)
 
 
-def _read(path: str, seq: int, ledger: Ledger) -> Folded | None:
-    """Read a state of which some event from its position on holds the digest."""
+class _Snapshots:
+    """The events that vouch for a state, looked for once, however many files there are."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._begin = ledger.committed
+        self._found: list[tuple[int, bytes]] = []
+
+    def holding(self, sha256: str, seq: int) -> list[int]:
+        """Give those from a position on that hold a digest; each position is below the last."""
+        nearer = [*self._ledger.find(_VOUCHES, seq, self._begin)]
+        self._found = nearer + self._found
+        self._begin = min(seq, self._begin)
+        return [place for place, line in self._found if sha256.encode() in line]
+
+
+def _read(path: str, seq: int, ledger: Ledger, snapshots: _Snapshots) -> Folded | None:
+    """Read a state of which some event from its position on holds the digest.
+
+    One whose position was archived is none: the events from there on are not all here, wherever
+    the event lies that vouched for it.
+    """
+    if seq < ledger.first_seq:
+        return None
     try:
         with open(path, "rb", opener=regular) as file:
             data = file.read(STATE_BYTES_MAX + 1)
         sha256 = hashlib.sha256(data).hexdigest()
-        for found in ledger.find(sha256.encode(), seq):
+        for found in snapshots.holding(sha256, seq):
             folded = vouched(ledger.proven(found).fields, seq, ledger.log_id, data, sha256)
             if folded is not None:
                 return folded

@@ -402,18 +402,19 @@ class Ledger:
             yield event
             previous = event.event_hash
 
-    def find(self, part: bytes, start: int = 0) -> Iterator[int]:
-        """Give the committed events from a position on whose lines hold some bytes.
+    def find(self, part: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """Give the committed events from one position to before another whose lines hold a part.
 
         Raises:
             LedgerDamaged: a segment is not what was written.
         """
-        return (seq for seq, line in self._lines_from(start) if part in line)
+        return (found for found in self._lines_from(start, end) if part in found[1])
 
-    def _lines_from(self, start: int) -> Iterator[tuple[int, bytes]]:
+    def _lines_from(self, start: int, end: int | None = None) -> Iterator[tuple[int, bytes]]:
         seq, committed = max(start, self.first_seq), self._committed
+        end = committed if end is None else end
         for first_seq, following in _spans(self._first_seqs, committed):
-            if following <= seq:
+            if min(following, end) <= seq:
                 continue
             with open_segment(self._directory, first_seq) as file:
                 if seq > first_seq:
@@ -421,7 +422,7 @@ class Ledger:
                         file.fileno(), file.seek(0, 2), seq,
                         first_seq=first_seq, events=following - first_seq,
                     ))
-                while seq < following:
+                while seq < min(following, end):
                     yield seq, file.readline()
                     seq += 1
 

@@ -88,6 +88,11 @@ class RequestWindow:
     def admit(self, key: bytes, now_us: int) -> bool:
         """Remember a request id, see `request_key`; False when it was used within the window."""
         horizon, numbers = now_us - self._window_us, self._numbers
+        number = numbers.get(key)
+        if number is not None:
+            place, within = divmod(number - self._begin, PIECE_IDS)
+            if self._pieces[place].used_us[within] > horizon:
+                return False
         for _ in range(FORGOTTEN_TOGETHER):
             if not numbers or (
                 self._pieces[0].used_us[self._forgotten] > horizon
@@ -95,11 +100,6 @@ class RequestWindow:
             ):
                 break
             self._forget()
-        number = numbers.get(key)
-        if number is not None:
-            place, within = divmod(number - self._begin, PIECE_IDS)
-            if self._pieces[place].used_us[within] > horizon:
-                return False
         self._add(key, now_us, _OPEN)
         return True
 

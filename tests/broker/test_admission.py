@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.orchestrator import windows
 from broker.orchestrator.admission import DropBudget
 from broker.orchestrator.windows import (
     FORGOTTEN_TOGETHER,
@@ -168,3 +169,65 @@ def test_a_picture_of_a_window_does_not_change() -> None:
 
     assert msgspec.json.decode(b"".join(picture.written()), type=KeptRequests) == expected
     assert kept(window) != expected
+
+
+class Plain:
+    """A window as one would write it who has time: every id ever taken, oldest first."""
+
+    def __init__(self, entries_max: int, window_us: int) -> None:
+        """Begin empty."""
+        self.entries_max, self.window_us = entries_max, window_us
+        self.taken: list[tuple[int, int]] = []
+        self.forgotten = 0
+
+    def admit(self, number: int, now_us: int) -> bool:
+        """Take an id unless one that is not forgotten was used within the window."""
+        horizon = now_us - self.window_us
+        latest = dict(self.taken[self.forgotten :])
+        if latest.get(number, horizon) > horizon:
+            return False
+        for _ in range(FORGOTTEN_TOGETHER):
+            left = self.taken[self.forgotten :]
+            known = len({one for one, _ in left})
+            if not known or (left[0][1] > horizon and known < self.entries_max):
+                break
+            self.forgotten += 1
+        self.taken.append((number, now_us))
+        return True
+
+
+_PLAYS = st.lists(st.tuples(
+    st.sampled_from(["admit"] * 8 + ["restart", "bounds"]), st.integers(0, 150), st.integers(0, 60)
+), max_size=250)
+
+
+@given(_PLAYS, st.sampled_from([1, 2, 7, 8, 9, 100]))
+def test_a_window_is_what_a_plain_list_says(
+    plays: list[tuple[str, int, int]], piece_ids: int
+) -> None:
+    """Ids new and old, times that go on, restarts under the same bounds and others, at the edges
+    of pieces: what is admitted and what is remembered, and in which order, is what a list says
+    that forgets nothing; a duplicate forgets nothing either."""
+    bounds, now_us = (10, 300), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "PIECE_IDS", piece_ids)
+        window, plain = RequestWindow(entries_max=bounds[0], window_us=bounds[1]), Plain(*bounds)
+        for play, number, step in plays:
+            now_us += step
+            if play == "admit":
+                before = kept(window)
+                admitted = window.admit(_id(number), now_us)
+                assert admitted == plain.admit(number, now_us)
+                assert admitted or kept(window) == before
+            else:
+                if play == "bounds":
+                    bounds = (number // 10 + 1, step * 20 + 1)
+                    plain.entries_max, plain.window_us = bounds
+                again = RequestWindow(entries_max=bounds[0], window_us=bounds[1])
+                again.take_up(kept(window), 0)
+                assert kept(again) == kept(window)
+                window = again
+            left = plain.taken[plain.forgotten :]
+            assert kept(window).times_us == [used_us for _, used_us in left]
+            assert kept(window).ids == "".join(_id(one).hex() for one, _ in left)
+            assert len(window) == len({one for one, _ in left})

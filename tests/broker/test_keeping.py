@@ -20,9 +20,11 @@ import pytest
 from broker import durable
 from broker.kept import StateFolder
 from broker.ledger.commit import Ledger
-from schemas.events import StateSnapshot
-from tests.broker.test_kept import Home, call, home, place
-from tests.ledger.conftest import LOG_ID
+from broker.ledger.errors import LedgerDamaged
+from broker.ledger.segments import BEFORE_FILE
+from schemas.events import Revoke, StateSnapshot, line_hash
+from tests.broker.test_kept import OPERATOR, Home, call, home, place
+from tests.ledger.conftest import LOG_ID, opening
 from tests.simulation.pasts import remembered
 from tests.support.pasts import register
 
@@ -167,6 +169,77 @@ def test_an_end_gives_up_what_nobody_vouches_for(home: Home, gated: Gated, done:
     names = {path.name for path in home.folder.iterdir()}
     assert names == {f"state-{seq}.json" for seq in (home.third, home.second)}
     assert home.restart() == (home.whole(), [])
+
+
+def test_without_a_thread_the_gateway_goes_on(home: Home, gated: Gated) -> None:
+    """A machine that gives no further thread when a segment ends: the snapshot has no digest, and
+    the next segment's state is written once there is one again."""
+    before = threading.stack_size(1 << 46)
+    try:
+        roll(home)
+    finally:
+        threading.stack_size(before)
+    settle(home)
+    assert snapshots(home)[-1] == (home.ledger.size - 1, False)
+    assert home.seqs() == [home.third, home.second]
+    gated.gate.set()
+    roll(home)
+    settle(home)
+
+    assert snapshots(home)[-1] == (home.ledger.size - 1, True)
+    assert home.restart() == (home.whole(), [])
+
+
+def test_a_pipe_in_the_place_of_a_state_holds_up_nobody(home: Home, gated: Gated) -> None:
+    """A pipe that nobody reads is no file: the state counts as not written, and the end comes."""
+    gated.gate.set()
+    os.mkfifo(home.states.path(home.ledger.size + 2) + ".part")
+    roll(home)
+    settle(home)
+    gated.close()
+
+    assert snapshots(home)[-1] == (home.ledger.size - 1, False)
+
+
+def test_an_end_has_its_own_reason(home: Home, gated: Gated) -> None:
+    """What cannot be removed at an end is no error of the end: where the ledger failed, exit 74
+    stands. A folder lies where the state should, which no unlink(2) takes, like all of a volume
+    that has become read-only."""
+    roll(home)
+    in_place = Path(home.states.path(gated._writing.seq))
+    in_place.mkdir()
+    gated.gate.set()
+    gated.close()
+
+    in_place.rmdir()
+    assert home.restart() == (home.whole(), [])
+
+
+def test_a_state_whose_segment_was_archived_is_none(home: Home, gated: Gated) -> None:
+    """Its event lies in the next segment, which is still here; the events in between are not. With
+    nothing newer left a start refuses: it never serves without what was taken back in between."""
+    begins = roll(home) + 1
+    home.append(Revoke(kind="client_key", id="e" * 16, reason="lost", actor=OPERATOR))
+    home.ledger.roll()
+    home.gateway._keeper.rolled()
+    gated.gate.set()
+    settle(home)
+    ends = home.ledger.first_seqs[-1]
+    told = [seq for seq, vouches in snapshots(home) if vouches]
+    assert begins < ends < next(seq for seq in told if seq >= begins)
+    (home.place.ledger / BEFORE_FILE).write_bytes(
+        b"".join(bytes.fromhex(line_hash(line)) for line in home.place.lines()[:ends]))
+    home.append(msgspec.structs.replace(opening(), archived_before=ends, archived_to="/archive"))
+    for path in sorted((home.place.ledger / "segments").iterdir())[:-1]:
+        path.unlink()
+    assert "e" * 16 in home.restart()[0].revoked_keys
+    for seq in home.seqs():
+        if seq > begins:
+            Path(home.states.path(seq)).unlink()
+
+    assert home.seqs()[0] == begins
+    with pytest.raises(LedgerDamaged, match="lay one, or the archived segments, back"):
+        home.restart()
 
 
 def in_thread(*_: object) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from broker import kept
 from broker.core import Core
 from broker.folded import Folded
 from broker.gateway import Gateway
@@ -291,6 +292,57 @@ def test_a_state_that_cannot_be_written_is_not_vouched_for(home: Home) -> None:
     assert home.ledger.line(seq).find(b"state_sha256") == -1
     assert home.seqs() == expected_seqs
     assert home.restart() == (home.whole(), [])
+
+
+def test_what_lies_in_an_old_states_place_does_not_void_a_new_one(home: Home) -> None:
+    """A folder in the place of a state that has its day stays; later states are vouched for."""
+    newest = Path(home.states.path(home.third))
+    newest.unlink()
+    newest.mkdir()
+    last = [home.roll() for _ in range(FILES_KEPT + 1)][-1]
+
+    assert b"state_sha256" in home.ledger.line(last)
+    assert home.restart() == (home.whole(), [])
+
+
+def test_a_state_that_no_start_would_read_is_not_vouched_for(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One beyond the bound of reading is not written either; so nothing is archived upon it."""
+    monkeypatch.setattr(kept, "STATE_BYTES_MAX", 100)
+    seq = home.roll()
+
+    assert b"state_sha256" not in home.ledger.line(seq)
+    assert home.seqs() == [home.third, home.second]
+
+
+def test_many_files_that_nobody_vouches_for_cost_one_look_at_the_ledger(home: Home) -> None:
+    """Each line is read once to know what the ledger vouches for, however many files there are."""
+    for seq in range(home.third + 1, home.third + 200):
+        Path(home.states.path(seq)).write_bytes(b"{}")
+    home.append(*call(9), *call(10))
+    home.ledger.checkpoint()
+    looked: list[int] = []
+    lines = home.ledger._lines_from
+
+    def counting(start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        for seq, line in lines(start, end):
+            looked.append(seq)
+            yield seq, line
+
+    home.ledger._lines_from = counting
+    assert home.states.newest(home.ledger)[0].seq == home.third
+    assert len(looked) <= 2 * (home.ledger.size - home.third)
+
+
+def test_nothing_unfinished_stays_where_states_lie(home: Home) -> None:
+    """Also what a killed archive left beside the ledger goes with the next start."""
+    left = [folder / "state-9.json.part" for folder in (home.folder, home.place.ledger)]
+    for path in left:
+        path.write_bytes(b"{")
+    home.states.sweep()
+
+    assert not [path for path in left if path.exists()]
 
 
 def test_the_newest_few_are_kept(home: Home) -> None:
