@@ -46,6 +46,7 @@ from broker.client_session import (
     expect,
 )
 from schemas import messages
+from schemas.canonical import InvalidJson
 from schemas.names import Role
 
 if TYPE_CHECKING:
@@ -299,10 +300,11 @@ class OmegaClient(_Client):
 
         Raises:
             Unreachable, NotAuthorised, LedgerForked: nothing more can come.
+            GatewayError, InvalidJson: a call cannot be sent; those before it are answered first.
         """
         window: dict[str, tuple[int, float, float]] = {}
         source = enumerate(calls)
-        more = True
+        more, wrong = True, None
         try:
             while window or more:
                 while more and len(window) < in_flight:
@@ -311,12 +313,18 @@ class OmegaClient(_Client):
                         more = False
                         break
                     timeout_s = self._session.timeout_s(call.timeout)
-                    request = self._session.invoke(call, None, None)
+                    try:
+                        request = self._session.invoke(call, None, None)
+                    except (GatewayError, InvalidJson) as error:
+                        more, wrong = False, error
+                        break
                     self._send(request)
                     deadline = deadline_after(time.monotonic(), timeout_s)
                     window[request[0]] = (index, timeout_s, deadline)
                 if window:
                     yield self._next_of(window, ordered=ordered)
+            if wrong is not None:
+                raise wrong
         finally:
             for request_id in window:
                 self._session.waiting.pop(request_id, None)

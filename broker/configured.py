@@ -29,7 +29,7 @@ CONFIG_BYTES_MAX: Final = 256 * 1024
 IPC_PATH_BYTES_MAX: Final = 107
 """What a unix socket's address holds, see unix(7)."""
 
-_TCP: Final = re.compile(r"tcp://(?:\*|[0-9.]+|\[[0-9A-Fa-f:.]+\]):([1-9][0-9]{0,4})")
+_TCP: Final = re.compile(r"tcp://(?:\*|(?:[0-9]{1,3}\.){3}[0-9]{1,3}):([1-9][0-9]{0,4})")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `([^`]*)`")
 _MISSING: Final = re.compile(r"Object missing required field `([^`]*)`")
 
@@ -190,9 +190,10 @@ def _checked(document: Document, origin: str) -> GatewayConfig:
 
 
 def _check_endpoint(front: FrontConfig, where: str, origin: str) -> None:
-    """An endpoint is empty, an absolute ipc path, or a numeric tcp address with its port.
+    """An endpoint is empty, an absolute ipc path, or an IPv4 address with its port.
 
     The broker is sealed before it binds: it resolves no names, and listens on listed ports only.
+    Its sockets and the gate before them know no IPv6.
     """
     endpoint = front.endpoint
     path = os.fsencode(endpoint.removeprefix("ipc://"))
@@ -201,7 +202,7 @@ def _check_endpoint(front: FrontConfig, where: str, origin: str) -> None:
     if endpoint and not is_path and not (port is not None and port < 65536):
         raise _invalid(
             origin, where, f"expected ipc:// with an absolute path of at most {IPC_PATH_BYTES_MAX} "
-            "bytes, or tcp:// with a numeric address and a port",
+            "bytes, or tcp:// with a numeric IPv4 address and a port",
         )  # fmt: skip
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from broker.client import AdminClient, GatewayError, Refused
+from broker.client import AdminClient, Call, GatewayError, Refused
+from broker.client_session import PayloadLike
 from schemas import messages
+from schemas.canonical import InvalidJson
 from schemas.refusals import RefusalCode
 from tests.broker.scripted_gateway import Request, echo, scripted_gateway
 from tests.broker.test_client import client, refusal
@@ -31,6 +33,22 @@ def test_a_request_that_is_too_large_is_not_sent_and_costs_nothing_else():
             omega.invoke("a-plugin", "m", "x" * 2_097_152)
         assert omega.invoke("a-plugin", "m", "y").text == "y"
         assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize("payload", ["x" * 2_097_152, {"x": float("nan")}])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_call_of_many_that_cannot_be_sent_costs_none_before_it(
+    payload: PayloadLike, ordered: bool
+) -> None:
+    """Those that were sent are answered, whatever else was to follow; then its error is raised."""
+    calls = [Call("a-plugin", "m", one) for one in ("0", "1", payload, "3")]
+    with scripted_gateway() as gateway, client(gateway) as omega:
+        outcomes = omega.invoke_many(calls, ordered=ordered)
+        assert sorted(index for index, _ in (next(outcomes), next(outcomes))) == [0, 1]
+        with pytest.raises((GatewayError, InvalidJson)):
+            next(outcomes)
+        assert len(gateway.requests) == 2
+        assert not omega._session.waiting
 
 
 def test_an_auditor_hears_what_an_auditor_may_send():

@@ -96,7 +96,8 @@ def test_wrong_value_from_outside_names_its_layer(
     [
         ("tcp://127.0.0.1:5555", 5555),
         ("tcp://*:1", 1),
-        ("tcp://[::1]:65535", 65535),
+        ("tcp://0.0.0.0:65535", 65535),
+        ("tcp://[::1]:65535", None),
         ("ipc:///run/x", None),
         ("tcp://example.org:5555", None),
         ("tcp://127.0.0.1:*", None),
@@ -112,7 +113,8 @@ def test_port_of_an_endpoint(endpoint: str, port: int | None) -> None:
 @pytest.mark.parametrize(
     "endpoint",
     ["tcp://127.0.0.1:65536", "tcp://localhost:5555", "tcp://127.0.0.1", "inproc://x", "x",
-     "ipc://relative", "ipc://@abstract", "ipc:///" + "x" * 107, "tcp://127.0.0.1:*"],
+     "ipc://relative", "ipc://@abstract", "ipc:///" + "x" * 107, "tcp://127.0.0.1:*",
+     "tcp://[::1]:5555", "tcp://[::ffff:127.0.0.1]:5555", "tcp://1.2.3:5", "tcp://....:5"],
 )  # fmt: skip
 def test_endpoint_that_cannot_be_served_is_refused(path: str, endpoint: str) -> None:
     """What a sealed broker could not bind is refused when it is read."""

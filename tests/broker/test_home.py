@@ -402,7 +402,7 @@ def test_tcp_fronts_name_their_ports_for_the_seal(
     """With numeric tcp endpoints the seal is told their ports, and the run directory stays."""
     changed = load_home(
         home.path, environment=environment,
-        overrides={"omega.endpoint": "tcp://127.0.0.1:5701", "admin.endpoint": "tcp://[::1]:5702"},
+        overrides={"omega.endpoint": "tcp://127.0.0.1:5701", "admin.endpoint": "tcp://*:5702"},
     )  # fmt: skip
     assert changed.tcp_ports == (5701, 5702)
     assert changed.run_directory == home.run_directory
