@@ -20,7 +20,7 @@ import click
 from broker.cli.connect import omega_client
 from broker.cli.inputs import INPUT_FORMS, given_payload, input_options
 from broker.cli.options import read_options, session
-from broker.cli.output import Table, json_bytes, printable, show_tables
+from broker.cli.output import Table, json_bytes, printable, put, show_tables
 from broker.cli.results import result_document, usage_words
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def invoke(
         ]))
         return 0
     indent = session().output == "json"
-    sys.stdout.buffer.write(
-        json_bytes("omega.result/1", result_document(result), indent=indent)
-    )
+    put(json_bytes("omega.result/1", result_document(result), indent=indent))
     return 0
 
 
@@ -98,6 +96,4 @@ def _print_answer(payload: Payload) -> None:
     if terminal:
         text = printable(text)
         text += "" if text.endswith("\n") else "\n"
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode())
-    sys.stdout.buffer.flush()
+    put(text.encode())

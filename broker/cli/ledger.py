@@ -8,7 +8,6 @@ profile knows; `tail` reads the files and needs no gateway. It leaves `verify` a
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -19,7 +18,7 @@ from broker.cli.audits import audit, verify
 from broker.cli.ends import INVALID, LEDGER, CommandError
 from broker.cli.ledger_files import archive, compress, export, restore
 from broker.cli.options import home_option, output_option, read_options, session
-from broker.cli.output import Table, show
+from broker.cli.output import Table, put, show
 from broker.cli.proofs import open_, prove
 from broker.cli.stories import show_story
 from broker.evidence.files import open_segment, segment_names
@@ -160,8 +159,7 @@ def _last_lines(path: str, count: int) -> tuple[list[bytes], int]:
 
 def _print_line(line: bytes) -> None:
     if session().output != "table":
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()
+        put(line)
         return
     click.echo(_sentence(line))
 

@@ -148,7 +148,8 @@ def gateway() -> None:
 
     Data goes to stdout, all else to stderr. Exit codes: 0 ok, 1 failure, 2 usage, 3 unreachable or
     timeout, 4 not authorised, 5 invalid manifest, configuration or machine, 6 signature or trust,
-    7 ledger verification failed, 8 degraded, 74 the ledger could not be written.
+    7 ledger verification failed, 8 degraded, 74 the ledger could not be written. Where --output
+    asks for JSON, a failure is a JSON document on stdout too, unless data stands there already.
     """
 
 
@@ -173,7 +174,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         ending = ending_of(error)
         if ending is None:
             raise
-        tell(ending, session.output)
+        tell(ending, session.output, printed=session.printed)
         return ending.exit_code
     return status if isinstance(status, int) else 0
 

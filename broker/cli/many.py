@@ -18,7 +18,7 @@ from broker.cli.connect import omega_client
 from broker.cli.ends import FAILURE
 from broker.cli.inputs import json_payload
 from broker.cli.options import session
-from broker.cli.output import json_bytes, printable
+from broker.cli.output import json_bytes, printable, put
 from broker.cli.results import result_document
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def _show(index: int, outcome: Result | GatewayError) -> bool:
             document |= {"refused": "no_answer", "message": str(outcome)}
         else:
             document |= result_document(outcome)
-        sys.stdout.buffer.write(json_bytes("omega.line-result/1", document))
+        put(json_bytes("omega.line-result/1", document))
     elif isinstance(outcome, Failed):
-        sys.stdout.buffer.write(b"\n")
+        put(b"\n")
         sys.stderr.write(printable(f"line {index + 1}: {outcome}") + "\n")
     else:
         import msgspec
@@ -106,6 +106,5 @@ def _show(index: int, outcome: Result | GatewayError) -> bool:
         else:
             data = msgspec.json.encode(payload)
         shown = printable(data.decode()).encode() if sys.stdout.isatty() else data
-        sys.stdout.buffer.write(shown + b"\n")
-    sys.stdout.buffer.flush()
+        put(shown + b"\n")
     return isinstance(outcome, Failed)

@@ -17,11 +17,15 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
 
 @dataclass
 class Session:
-    """What one command line said, for the code below its command."""
+    """What one command line said, for the code below its command.
+
+    `printed` says that data was put on stdout.
+    """
 
     output: str = "table"
     home: str | None = None
     profile: str | None = None
+    printed: bool = False
 
     def home_path(self) -> str:
         """Give the home's absolute path: `--home`, `$OMEGA_GATEWAY_HOME`, `~/.omega-gateway`."""
@@ -54,8 +58,9 @@ profile_option: Final = click.option(
     "--profile", metavar="DIR", expose_value=False, callback=_keep("profile"),
     help="The client profile; else the one that a development home keeps.",
 )
+# Eager: whatever is wrong with the other options is told in the form that was asked for.
 output_option: Final = click.option(
-    "--output", type=click.Choice(["table", "json", "ndjson"]), expose_value=False,
+    "--output", type=click.Choice(["table", "json", "ndjson"]), expose_value=False, is_eager=True,
     callback=_keep("output"), help="How to print data on stdout.",
 )
 

@@ -3,6 +3,7 @@
 Rules this file keeps:
 - JSON is written without a library that knows colours, carries its schema's name, and is one object
   (`json`) or one object a line (`ndjson`).
+- Bytes reach stdout through `put` alone, so that it is known whether there are any.
 - A table is coloured only on a terminal, and never when NO_COLOR is set.
 - Foreign words cannot steer a terminal: control characters are shown as `?` in tables.
 
@@ -53,9 +54,9 @@ def show(
         entries = document[member]
         assert isinstance(entries, Sequence)
         for entry in entries:
-            _write(json_bytes(entry_schema, entry))
+            put(json_bytes(entry_schema, entry))
     else:
-        _write(json_bytes(schema, document, indent=output == "json"))
+        put(json_bytes(schema, document, indent=output == "json"))
 
 
 def json_bytes(schema: str, document: Mapping[str, object], *, indent: bool = False) -> bytes:
@@ -109,7 +110,9 @@ def _console(stream: object) -> Console:
     )
 
 
-def _write(data: bytes) -> None:
+def put(data: bytes) -> None:
+    """Write data to stdout at once; an end that is told as data after it would be a second one."""
+    session().printed = True
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()

@@ -19,7 +19,7 @@ from broker.cli.connect import omega_client
 from broker.cli.ends import INVALID, CommandError
 from broker.cli.inputs import file_payload, json_payload
 from broker.cli.options import read_options, session
-from broker.cli.output import Table, json_bytes, printable, show_tables
+from broker.cli.output import Table, json_bytes, printable, put, show_tables
 from broker.cli.results import payload_document
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def run(file: str) -> None:
     if session().output == "table":
         _show(asked, result)
         return
-    sys.stdout.buffer.write(json_bytes(
+    put(json_bytes(
         "omega.pipeline-result/1", _document(result), indent=session().output == "json"
     ))
 

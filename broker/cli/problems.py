@@ -96,13 +96,14 @@ def ending_of(error: Exception) -> Ending | None:
     return _of_client(error) or _of_home(error) or _of_gateway(error) or _of_machine(error)
 
 
-def tell(ending: Ending, output: str) -> None:
-    """Say on stderr how a command ended, and print a refusal on stdout where JSON was asked for."""
+def tell(ending: Ending, output: str, *, printed: bool = False) -> None:
+    """Say on stderr how a command ended, and on stdout too where JSON was asked for.
+
+    What was asked for as JSON is one document: nothing is added where something was `printed`.
+    """
     refusal = ending.refusal
-    if refusal is not None and output != "table":
-        document = {"exit_code": ending.exit_code, **msgspec.to_builtins(refusal)}
-        del document["type"]
-        sys.stdout.buffer.write(json_bytes("omega.refusal/1", document, indent=output == "json"))
+    if output != "table" and ending.sentence and not printed:
+        sys.stdout.buffer.write(_as_json(ending, indent=output == "json"))
         sys.stdout.buffer.flush()
     lines = [printable(ending.sentence)] if ending.sentence else []
     if ending.next_step:
@@ -113,6 +114,20 @@ def tell(ending: Ending, output: str) -> None:
         lines.append(f"  receipt: event {refusal.receipt.seq} of {refusal.receipt.log_id}")
     for line in lines:
         click.echo(line, err=True)
+
+
+def _as_json(ending: Ending, *, indent: bool) -> bytes:
+    """Write an end as one document: all of a refusal, or what stderr says."""
+    document: dict[str, object] = {"exit_code": ending.exit_code}
+    if ending.refusal is None:
+        # A path in it may be no text, which JSON cannot hold.
+        document |= {
+            "message": printable(ending.sentence), "next_step": printable(ending.next_step),
+        }
+        return json_bytes("omega.error/1", document, indent=indent)
+    document |= msgspec.to_builtins(ending.refusal)
+    del document["type"]
+    return json_bytes("omega.refusal/1", document, indent=indent)
 
 
 def _usage(error: click.ClickException) -> str:

@@ -20,7 +20,7 @@ import click
 
 from broker.cli.ends import FAILURE, LEDGER, USAGE, CommandError
 from broker.cli.options import read_options, session
-from broker.cli.output import Table, show, show_tables
+from broker.cli.output import Table, put, show, show_tables
 
 if TYPE_CHECKING:
     from schemas.events import Event
@@ -241,8 +241,7 @@ def _write(data: bytes, bundle: ProofBundle, target: str | None, form: str) -> N
           if bundle.consistency else []),
     ])
     if target is None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        put(data)
         show_tables(sys.stderr, table)
         return
     with open(target, "wb") as file:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +13,12 @@ from pathlib import Path
 import click
 import pytest
 
-from broker.cli.main import COMMANDS
+from broker.cli.ends import CommandError
+from broker.cli.main import COMMANDS, run
 from broker.cli.main import gateway as group
+from broker.cli.options import Session, output_option
+from broker.cli.output import show
+from broker.cli.problems import Ending, ending_of, tell
 from broker.policy import load_policy
 from sandbox_worker.jail import policy
 from tests.cli.command import PATIENCE_S, ROOT, environment, gateway
@@ -94,9 +100,11 @@ def test_a_version_is_printed():
     ids=" ".join,
 )
 def test_wrong_use_is_two_and_one_sentence(arguments: list[str], tmp_path: Path):
-    """Wrong use ends with 2; stdout is empty and stderr has a sentence and no traceback."""
+    """Wrong use ends with 2; stdout is empty unless JSON was asked for, and stderr has a
+    sentence and no traceback."""
     done = gateway(*arguments, home=tmp_path / "none")
-    assert (done.code, done.out) == (2, "")
+    assert done.code == 2
+    assert bool(done.out) == ("json" in arguments)
     assert "Traceback" not in done.err
     assert len(done.err.splitlines()) <= 2
     assert done.sentence()
@@ -260,6 +268,73 @@ def test_a_profile_of_the_wrong_role_is_four(home: Path):
         done = gateway(*arguments, "--profile", str(home / "profiles" / role), home=home)
         assert (done.code, done.out) == (4, "")
         assert f"of role {role}" in done.sentence()
+
+
+BAD_ENDS: dict[str, tuple[list[str], int]] = {
+    "no gateway": (["status"], 3),
+    "no home": (["status", "--home", "nowhere"], 5),
+    "no profile": (["status", "--profile", "nowhere"], 5),
+    "a file that is not there": (["ledger", "prove", "0", "--since", "nowhere"], 2),
+    "no such file, not UTF-8": (["plugins", "register", "\udcff"], 2),
+    "an argument too few": (["plugins", "show"], 2),
+    "a wrong number": (["ledger", "prove", "x"], 2),
+    "no ledger": (["ledger", "prove", "99"], 1),
+}
+FORMS = ("json", "ndjson", "table")
+
+
+def test_a_bad_end_is_one_document_where_json_was_asked_for(home: Path, capfd):
+    """Whatever went wrong, a program reads its exit code and sentence; a table stays empty."""
+    for (words, exit_code), form in itertools.product(BAD_ENDS.values(), FORMS):
+        where = [] if "--home" in words else ["--home", str(home)]
+        # Behind what is wrong: it counts all the same.
+        assert run([*words, *where, "--output", form]) == exit_code, words
+        out, err = capfd.readouterr()
+        if form == "table":
+            assert out == ""
+            continue
+        document = json.loads(out)
+        assert (out.count("\n") == 1) == (form == "ndjson")
+        assert document["schema"] == "omega.error/1"
+        assert document["exit_code"] == exit_code
+        assert document["message"] == err.splitlines()[0]
+        assert f"  next: {document['next_step']}\n" in err or not document["next_step"]
+
+
+def test_nothing_follows_a_document(capfd):
+    """A command that failed after it had printed its data says so on stderr alone."""
+    ending = Ending("it broke", "mend it", 1)
+    tell(ending, "json", printed=True)
+    assert capfd.readouterr() == ("", "it broke\n  next: mend it\n")
+    tell(Ending("", "", 8), "json")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_command_line_knows_whether_it_printed(home: Path, capfd):
+    """A command that prints and then fails gives its one document, and its exit code."""
+
+    @click.command()
+    @output_option
+    def fail() -> None:
+        show("omega.test/1", {"a": 1})
+        raise CommandError(7, "and then it failed")
+
+    session = Session()
+    with pytest.raises(CommandError) as raised:
+        fail.main(["--output", "json"], standalone_mode=False, obj=session)
+    ending = ending_of(raised.value)
+    assert ending is not None
+    tell(ending, session.output, printed=session.printed)
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"schema": "omega.test/1", "a": 1}
+    assert err == "and then it failed\n"
+
+
+def test_bytes_reach_stdout_in_two_places_only():
+    """What `put` did not write would not count as printed."""
+    for path in (ROOT / "broker" / "cli").glob("*.py"):
+        written = path.read_text().count("stdout.buffer.write")
+        assert written == (path.name in ("output.py", "problems.py")), path
 
 
 def test_a_code_is_explained():
