@@ -109,13 +109,13 @@ class Core:
         state = self.state
         fields = event.fields
         state.inventory.apply(fields, event.seq)
+        if isinstance(fields, InvokeEnd):
+            self._invocations.recorded(fields, event.seq)
         if event.ts_us < state.wall_us - state.config.limits.request_window_ms * 1000:
             return
         if isinstance(fields, FrameIn) and fields.request_id is not None:
             if fields.plane != "worker":
                 state.admit(fields.peer, fields.request_id, event.ts_us)
-        elif isinstance(fields, InvokeEnd):
-            self._invocations.recorded(fields, event.seq)
         elif isinstance(fields, InvokeAccept):
             state.admit(fields.peer, fields.request_id, event.ts_us)
             self._invocations.accepted(fields.request_id, fields.peer)

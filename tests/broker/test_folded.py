@@ -14,7 +14,7 @@ import pytest
 
 from broker.answers import Answers
 from broker.core import Core
-from broker.folded import Folded, Picture, picture, restore
+from broker.folded import Folded, Picture, picture
 from broker.inventory import Inventory
 from broker.lifecycle import VERSION, VersionEvent
 from broker.orchestrator import windows
@@ -83,7 +83,7 @@ class Past:
 
     def begin_with(self, folded: Folded) -> None:
         """Begin with what was written down."""
-        restore(self.state, folded)
+        self.core.take_up(folded)
         self.answers.take_up(folded)
         self.size = folded.seq
 
@@ -286,11 +286,25 @@ def test_a_start_that_folds_from_a_picture_knows_what_a_full_fold_knows(small: N
         for place, fields in enumerate(fields_of):
             if place == cut:
                 taken.begin_with(read(past.picture().written()))
-                for request, peer in taken.state.inventory.open_invocations.items():
-                    taken.core._invocations.accepted(request, peer)
             past.take(fields)
             if place >= cut:
                 taken.take(fields)
         whole, other = (read(one.picture().written()) for one in (past, taken))
         for name in Folded.__struct_fields__:
             assert getattr(other, name) == getattr(whole, name), f"seed {seed}: {name}"
+
+
+def test_a_call_that_ended_long_ago_is_no_more_than_that() -> None:
+    """Open in the state, ended in the events behind it, and all of that before the window: of the
+    call nothing is kept, whoever's it was."""
+    story, past, now = Story(0), Past(), Past()
+    for fields in story.events(EVENTS):
+        past.take(fields)
+    assert past.state.inventory.open_invocations
+    now.state.wall_us = BEGAN_US + 2 * CONFIG.limits.request_window_ms * 1000
+    now.begin_with(read(past.picture().written()))
+    for name in [*past.state.inventory.open_invocations]:
+        now.take(InvokeEnd(request_id=name, outcome="abandoned", reached="queued"))
+
+    assert now.core._invocations._key_of_end == {}
+    assert read(now.picture().written()).requests == {}
