@@ -310,7 +310,7 @@ def test_nothing_follows_a_document(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_command_line_knows_whether_it_printed(home: Path, capfd):
+def test_a_command_line_knows_whether_it_printed(capfd):
     """A command that prints and then fails gives its one document, and its exit code."""
 
     @click.command()
