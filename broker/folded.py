@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 OPEN_TOLD_MAX: Final = 1024
 """How many open invocations a snapshot names."""
 PLUGINS_TOGETHER: Final = 64
+BYTES_TOGETHER: Final = 256 * 1024
 
 
 class Story(msgspec.Struct, array_like=True, gc=False):
@@ -115,7 +116,10 @@ class Picture(NamedTuple):
         for place, (key_id, window) in enumerate(self.requests):
             yield b"," * bool(place) + msgspec.json.encode(key_id) + b":"
             yield from window.written()
-        yield b'},"stories":%b}' % self.stories
+        yield b'},"stories":'
+        for begin in range(0, len(self.stories), BYTES_TOGETHER):
+            yield self.stories[begin : begin + BYTES_TOGETHER]
+        yield b"}"
 
 
 def picture(state: State, stories: list[Story], log_id: str, seq: int) -> Picture:

@@ -100,11 +100,12 @@ class StateFolder:
         except OSError:
             # The event without a digest says so in the ledger, and a longer fold is all it costs.
             return None
-        older = [one for one in _seqs(self._directory) if one < seq]
-        for old in older[FILES_KEPT - 1 :]:
-            # What somebody else put in an old one's place takes nothing from the new one.
-            with contextlib.suppress(OSError):
-                os.unlink(self.path(old))
+        # What cannot be removed of the older ones takes nothing from this one.
+        with contextlib.suppress(OSError):
+            older = [one for one in _seqs(self._directory) if one < seq]
+            for old in older[FILES_KEPT - 1 :]:
+                if not os.path.isdir(self.path(old)):
+                    os.unlink(self.path(old))
         return digest.hexdigest()
 
     # --- while somebody else goes on ---

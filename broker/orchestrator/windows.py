@@ -166,7 +166,7 @@ class RequestWindow:
         return len(self._numbers)
 
     def __contains__(self, key: bytes) -> bool:
-        """Say whether this id was used within the window."""
+        """Say whether this id is remembered; one that is too old may not be forgotten yet."""
         return key in self._numbers
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from broker.answers import Answers
+from broker.answers import STORIES_MAX, STORY_EVENTS_MAX, Answers
 from broker.core import Core
-from broker.folded import Folded, Picture, picture
+from broker.folded import BYTES_TOGETHER, Folded, Picture, picture
+from broker.folded import Story as StoryKept
 from broker.inventory import Inventory
 from broker.lifecycle import VERSION, VersionEvent
 from broker.orchestrator import windows
@@ -292,6 +293,18 @@ def test_a_start_that_folds_from_a_picture_knows_what_a_full_fold_knows(small: N
         whole, other = (read(one.picture().written()) for one in (past, taken))
         for name in Folded.__struct_fields__:
             assert getattr(other, name) == getattr(whole, name), f"seed {seed}: {name}"
+
+
+def test_the_longest_stories_are_written_a_little_at_a_time() -> None:
+    """20,000 requests with 64 events each are 12 MB, which nobody writes in one go: neither the
+    other thread, which waits for the interpreter, nor an end, which waits for what is written."""
+    stories = [StoryKept(request_id(number), (number, number), (10**7,) * STORY_EVENTS_MAX)
+               for number in range(STORIES_MAX)]
+    past = Past()
+    parts = [*picture(past.state, stories, LOG_ID, 0).written()]
+
+    assert max(map(len, parts)) <= BYTES_TOGETHER < sum(map(len, parts)) // 20
+    assert read(iter(parts)).stories == stories
 
 
 def test_a_call_that_ended_long_ago_is_no_more_than_that() -> None:
