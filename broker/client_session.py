@@ -324,6 +324,11 @@ def expect(outcome: Outcome, kind: type[ReplyT]) -> ReplyT:
 
 
 def _milliseconds(seconds: float) -> int:
+    if not math.isfinite(seconds):
+        raise GatewayError(
+            f"the request cannot be written as a message: a timeout of {seconds} s; expected a "
+            "number of seconds; nothing was sent"
+        )
     return max(1, math.ceil(seconds * 1000))
 
 

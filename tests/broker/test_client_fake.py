@@ -175,6 +175,8 @@ UNWRITABLE = {
     "step": lambda omega: omega.invoke_pipeline([STEP], budget=BUDGET),
     "target": lambda omega: omega.cancel(LONE),
     "number": lambda omega: omega.prove(2**70),
+    "timeout": lambda omega: omega.invoke("a-plugin", "m", "x", timeout=float("inf")),
+    "no timeout": lambda omega: omega.invoke("a-plugin", "m", "x", timeout=float("nan")),
     "object": lambda omega: omega.invoke("a-plugin", "m", TextPayload(object())),
 }
 
