@@ -94,6 +94,10 @@ def _begin(home: Home, front: Front, endpoint: str | None, days: int) -> str:
     if endpoint is None or endpoint in {home.omega_endpoint, home.admin_endpoint}:
         raise CommandError(USAGE, f"{front} needs another address for its next key",
                            "name it with --endpoint tcp://ADDRESS:PORT")
+    if endpoint.startswith("tcp://*"):
+        # Profiles learn this very address.
+        raise CommandError(USAGE, f"{endpoint}: no client can connect to this",
+                           "name the address that clients use with --endpoint tcp://ADDRESS:PORT")
     # Refuses what the configuration would refuse.
     config_with_origins(path, environment=os.environ, overrides={line: endpoint})
     until = datetime.now(UTC) + timedelta(days=days)

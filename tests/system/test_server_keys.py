@@ -13,7 +13,7 @@ from broker import fronts
 from broker.cli.main import run
 from broker.client import OmegaClient, Unreachable
 from broker.client_profile import read_profile
-from broker.home import load_home
+from broker.home import create_home, load_home
 from schemas.events import KeyChange
 from tests.support.gateway import RunningGateway, running_gateway
 from tests.system.test_keys import reread
@@ -88,6 +88,19 @@ def test_two_endpoints_are_served_until_the_old_one_ends(
             began["key_id"]]
         assert server_changes(gateway)[2:] == [
             ("rotated", began["key_id"]), ("removed", began["old_key_id"])]
+
+
+def test_an_endpoint_that_no_profile_could_learn_is_refused_before_anything_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every address of the machine is one to listen on and none to connect to."""
+    home = str(tmp_path / "home")
+    create_home(home, "development", None, environment={"XDG_RUNTIME_DIR": str(tmp_path)})
+    rotate = ["keys", "rotate", "--home", home, "--server", "omega", "--endpoint"]
+    assert run([*rotate, "tcp://*:5777"]) == 2
+    assert "tcp://*:5777: no client can connect to this" in capsys.readouterr().err
+    assert [len(doors) for doors in load_home(home).fronts.values()] == [1, 1]
+    assert run([*rotate, "tcp://127.0.0.1:5777"]) == 0
 
 
 def test_an_old_endpoint_whose_time_is_over_is_not_served_again() -> None:
