@@ -47,7 +47,7 @@ _EXCLUDED: Final = frozenset({
     RefusalCode.INPUT_SCHEMA_VIOLATION, RefusalCode.PAYLOAD_KIND_NOT_ACCEPTED,
 })
 """The gateway turned the input away; the plugin never saw it."""
-_EVERY_CALL: Final = ("CON-11", "CON-12", "CON-13", "CON-14", "CON-15", "CON-16", "CON-20")
+_EVERY_CALL: Final = ("CON-11", "CON-12", "CON-13", "CON-14", "CON-15", "CON-16")
 _AGAIN_MAX: Final = 20
 _REPEATED: Final = 4
 
@@ -143,7 +143,7 @@ class Suite:
         if not seen.reached:
             return
         blamed = BLAMED.get(seen.code) if seen.code is not None else None
-        for rule in _EVERY_CALL[:-1]:
+        for rule in _EVERY_CALL:
             self.book.judge(rule, seen, held=rule != blamed)
         if blamed == "CON-17":
             self.book.judge(blamed, seen, held=False)

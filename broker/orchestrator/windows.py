@@ -88,9 +88,8 @@ class RequestWindow:
     def admit(self, key: bytes, now_us: int) -> bool:
         """Remember a request id, see `request_key`; False when it was used within the window."""
         horizon, numbers = now_us - self._window_us, self._numbers
-        number = numbers.get(key)
-        if number is not None:
-            place, within = divmod(number - self._begin, PIECE_IDS)
+        if key in numbers:
+            place, within = self._position(key)
             if self._pieces[place].used_us[within] > horizon:
                 return False
         for _ in range(FORGOTTEN_TOGETHER):
@@ -124,6 +123,10 @@ class RequestWindow:
             self._pieces.popleft()
             self._begin, self._forgotten = self._begin + PIECE_IDS, 0
 
+    def _position(self, key: bytes) -> tuple[int, int]:
+        """Say in which piece an id that is remembered lies, and where in it."""
+        return divmod(self._numbers[key] - self._begin, PIECE_IDS)
+
     def _changing(self, place: int) -> _Piece:
         """Give a piece that no picture holds."""
         piece = self._pieces[place]
@@ -133,17 +136,15 @@ class RequestWindow:
 
     def ended(self, key: bytes, seq: int) -> None:
         """Remember where the end of a request lies in the ledger."""
-        number = self._numbers.get(key)
-        if number is not None:
-            place, within = divmod(number - self._begin, PIECE_IDS)
+        if key in self._numbers:
+            place, within = self._position(key)
             self._changing(place).ends[within] = seq
 
     def end_of(self, key: bytes) -> int | None:
         """Give the position of a request's end, or None while it is open or was no invocation."""
-        number = self._numbers.get(key)
-        if number is None:
+        if key not in self._numbers:
             return None
-        place, within = divmod(number - self._begin, PIECE_IDS)
+        place, within = self._position(key)
         end = self._pieces[place].ends[within]
         return None if end == _OPEN else end
 
